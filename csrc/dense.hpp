@@ -1,0 +1,57 @@
+// The kernels of the contract on whole arrays: cut into tiles, spread over threads.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.hpp"
+#include "threads.hpp"
+
+namespace pyfastnn {
+
+// A layer on a batch: x (rows, inputs), w (inputs, outputs), d and a (rows, outputs).
+struct LayerShape {
+  index rows, inputs, outputs;
+};
+
+// Multiply-adds of one product of the layer; what the caller needs to judge its cost.
+inline double multiply_adds(LayerShape s) { return double(s.rows) * double(s.inputs) * double(s.outputs); }
+
+// a = f(x w + b). z, when not null, receives x w + b.
+template <class T>
+void dense_forward(const KernelTable<T>&, LayerShape, const T* x, const T* w, const T* b, const Activation<T>&, T* z,
+                   T* a);
+
+// out = (d w^T) f'(s), s and out (rows, inputs).
+template <class T>
+void activation_delta(const KernelTable<T>&, LayerShape, const T* d, const T* w, const T* s, const Activation<T>&,
+                      T* out);
+
+// dw = x^T d, db = column sums of d and, unless dx is null, dx = d w^T.
+template <class T>
+void dense_backward(const KernelTable<T>&, LayerShape, const T* x, const T* w, const T* d, T* dw, T* db, T* dx);
+
+// The targets of a batch: y (rows, outputs), or labels (rows) of cross-entropy.
+template <class T>
+struct Targets {
+  const T* y;
+  const std::int64_t* labels;
+  const T* weight;  // (rows); null: 1
+};
+
+// Returns scale sum_i weight_i l_i; d, unless null, is the derivative with respect to z.
+template <class T>
+double output_delta(const KernelTable<T>&, index rows, index outputs, const T* a, const Targets<T>&, double scale,
+                    const Loss<T>&, const Activation<T>&, bool matched, T* d);
+
+// f(first, count) over ranges of [0, count): the updates are bound by memory, and several threads
+// pay only where the arrays leave the caches of one core.
+template <class F>
+void for_ranges(index count, F f) {
+  constexpr index range = index(1) << 16;
+  const int threads = count >= 4 * range ? threads::limit() : 1;
+  threads::for_each((count + range - 1) / range, threads, [&](index i, int) {
+    f(i * range, std::min(range, count - i * range));
+  });
+}
+
+}  // namespace pyfastnn

@@ -1,0 +1,222 @@
+// Matrix products by a register tile of up to 6 rows x 2 vectors, or 8 rows x 1 vector.
+//
+// a is only ever broadcast, so it is read where it lies, row-major or transposed (element (i, k) at
+// i lda + k or k lda + i). b is read in whole vectors: where it lies when that is cheap and inside
+// its rows, else from a packed panel. Vectors run across the columns of c, and every element is
+// summed in the order of depth: blocking, packing and threads change no bit of the result.
+
+constexpr index wide_rows = 6, narrow_rows = 8;
+
+// c = start + a b for Rows x (Vectors lanes).
+template <class T, bool Transposed, int Rows, int Vectors>
+INLINE void tile(index depth, const T* a, index lda, const T* b, index ldb, const T* start, index start_stride, T* c,
+                 index ldc) {
+  constexpr int L = lanes<T>;
+  Vec<T> sum[Rows][Vectors];
+  UNROLL for (int i = 0; i < Rows; i++) {
+    UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = start ? load<T>(start + i * start_stride + j * L) : Vec<T>{};
+  }
+  const T* row[Rows];
+  UNROLL for (int i = 0; i < Rows; i++) row[i] = a + i * lda;
+#pragma GCC unroll 4
+  for (index k = 0; k < depth; k++) {
+    Vec<T> panel[Vectors];
+    UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b + k * ldb + j * L);
+    UNROLL for (int i = 0; i < Rows; i++) {
+      const T x = Transposed ? a[k * lda + i] : row[i][k];
+      UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += x * panel[j];
+    }
+  }
+  UNROLL for (int i = 0; i < Rows; i++) {
+    UNROLL for (int j = 0; j < Vectors; j++) store<T>(c + i * ldc + j * L, sum[i][j]);
+  }
+}
+
+// Rows [0, rows) in blocks of nearly equal height, at most `most`; f(first, height).
+template <class F>
+INLINE void balanced_blocks(index rows, index most, F f) {
+  const index blocks = (rows + most - 1) / most;
+  for (index block = 0, first = 0; block < blocks; block++) {
+    const index height = rows / blocks + (block < rows % blocks);
+    f(first, height);
+    first += height;
+  }
+}
+
+template <class T, bool Transposed, int Vectors>
+INLINE void tile_of_height(index height, index depth, const T* a, index lda, const T* b, index ldb, const T* start,
+                           index start_stride, T* c, index ldc) {
+#define TILE(n) \
+  case n:       \
+    return tile<T, Transposed, n, Vectors>(depth, a, lda, b, ldb, start, start_stride, c, ldc);
+  switch (height) {
+    TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+    default:
+      if constexpr (Vectors == 1) {
+        switch (height) { TILE(7) TILE(8) }
+      }
+  }
+#undef TILE
+}
+
+// All rows of one panel of columns. Packed rows: blocks of wide_rows, one after the other.
+template <class T, bool Transposed, int Vectors>
+__attribute__((noinline)) void panel_product(index rows, index depth, const T* a, index lda, const T* packed,
+                                             const T* b, index ldb, const T* start, index start_stride, T* c,
+                                             index ldc) {
+  index block = 0;
+  balanced_blocks(rows, packed || Vectors == 2 ? wide_rows : narrow_rows, [&](index first, index height) {
+    const T* from = packed ? packed + block++ * wide_rows * depth : a + first * (Transposed ? 1 : lda);
+    tile_of_height<T, Transposed, Vectors>(height, depth, from, packed ? wide_rows : lda, b, ldb,
+                                           start ? start + first * start_stride : nullptr, start_stride,
+                                           c + first * ldc, ldc);
+  });
+}
+
+// Transposed a (depth, rows) to blocks of wide_rows columns.
+template <class T>
+INLINE void pack_rows(index rows, index depth, const T* a, index lda, T* packed) {
+  balanced_blocks(rows, wide_rows, [&](index first, index height) {
+    for (index k = 0; k < depth; k++, packed += wide_rows) {
+      const T* from = a + k * lda + first;
+      if (first + wide_rows <= rows)
+        __builtin_memcpy(packed, from, wide_rows * sizeof(T));
+      else
+        for (index i = 0; i < height; i++) packed[i] = from[i];
+    }
+  });
+}
+
+// b (depth, columns) to vectors side by side. `inside` rows may be read past the last column.
+template <class T, int Vectors>
+INLINE void pack_panel(index depth, index inside, index columns, const T* b, index ldb, T* panel) {
+  constexpr int L = lanes<T>;
+  index k = 0;
+  for (; k < inside; k++, b += ldb, panel += Vectors * L) {
+    UNROLL for (int j = 0; j < Vectors; j++) store<T>(panel + j * L, load<T>(b + j * L));
+  }
+  for (; k < depth; k++, b += ldb, panel += Vectors * L) {
+    for (index j = 0; j < Vectors * L; j++) panel[j] = j < columns ? b[j] : T(0);
+  }
+}
+
+template <class T, int Half, int... Lane>
+INLINE void exchange(Vec<T>& x, Vec<T>& y, std::integer_sequence<int, Lane...>) {
+  constexpr int L = lanes<T>;
+  const Vec<T> low = __builtin_shufflevector(x, y, (Lane & Half ? Lane - Half + L : Lane)...);
+  const Vec<T> high = __builtin_shufflevector(x, y, (Lane & Half ? Lane + L : Lane + Half)...);
+  x = low;
+  y = high;
+}
+
+// A square of vectors, by exchanging its off-diagonal blocks at every scale.
+template <class T, int Half = 1>
+INLINE void transpose(Vec<T> (&x)[lanes<T>]) {
+  if constexpr (Half < lanes<T>) {
+    UNROLL for (int i = 0; i < lanes<T>; i++) {
+      if (!(i & Half)) exchange<T, Half>(x[i], x[i + Half], std::make_integer_sequence<int, lanes<T>>{});
+    }
+    transpose<T, 2 * Half>(x);
+  }
+}
+
+// Transposed b (columns, depth) to vectors side by side.
+template <class T, int Vectors>
+INLINE void pack_transposed(index depth, index columns, const T* b, index ldb, T* panel) {
+  constexpr int L = lanes<T>;
+  for (index j = 0; j < Vectors * L; j += L) {
+    index k = 0;
+    if (j + L <= columns) {
+      for (; k + L <= depth; k += L) {
+        Vec<T> x[L];
+        UNROLL for (int i = 0; i < L; i++) x[i] = load<T>(b + (j + i) * ldb + k);
+        transpose<T>(x);
+        UNROLL for (int i = 0; i < L; i++) store<T>(panel + (k + i) * Vectors * L + j, x[i]);
+      }
+    }
+    for (; k < depth; k++) {
+      for (index i = j; i < j + L; i++) panel[k * Vectors * L + i] = i < columns ? b[i * ldb + k] : T(0);
+    }
+  }
+}
+
+// One panel of columns [0, columns) of b, over all rows; columns <= Vectors lanes.
+template <class T, bool TransposedA, bool TransposedB, int Vectors>
+INLINE void multiply_panel(const Gemm<T>& g, index depth, index columns, index inside, bool pack, const T* a,
+                           const T* packed_rows, const T* b, const T* start, index start_stride, T* c, index ldc) {
+  index ldb = g.ldb;
+  if (TransposedB || pack) {
+    ldb = Vectors * lanes<T>;
+    if constexpr (TransposedB)
+      pack_transposed<T, Vectors>(depth, columns, b, g.ldb, g.scratch);
+    else
+      pack_panel<T, Vectors>(depth, inside, columns, b, g.ldb, g.scratch);
+    b = g.scratch;
+  }
+  panel_product<T, TransposedA, Vectors>(g.rows, depth, a, g.lda, packed_rows, b, ldb, start, start_stride, c, ldc);
+}
+
+INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
+
+template <class T, bool TransposedA, bool TransposedB>
+void gemm(const Gemm<T>& g) {
+  constexpr index L = lanes<T>, W = 2 * L;
+  T* const edge = g.scratch + max_depth * W;  // result columns past the last whole vector, padded
+  T* const packed_rows = edge + max_tile_rows * W;
+
+  // Measured: packing pays where b overflows the first-level cache and is used often enough.
+  const bool large = g.rows >= 24 && g.depth >= 24 && g.ldb > W && g.depth * g.ldb * index(sizeof(T)) > 28 * 1024;
+  const bool blocked = TransposedB || large || g.columns % L;
+  const bool pack_a = TransposedA && large && g.columns >= 4 * W && g.depth >= 128;
+  const index edge_first = g.columns % L ? g.columns / W * W : g.columns;
+  const index edge_columns = g.columns - edge_first;
+
+  for (index i = 0; edge_columns && i < g.rows; i++) {
+    const T* from = g.start ? g.start + i * g.start_stride + edge_first : nullptr;
+    for (index j = 0; j < W; j++) edge[i * W + j] = from && j < edge_columns ? from[j] : T(0);
+  }
+
+  index k = 0;
+  do {  // once even for depth 0: c = start
+    const index blocks = blocked ? (g.depth - k + max_depth - 1) / max_depth : 1;
+    const index depth = blocks ? (g.depth - k + blocks - 1) / blocks : 0;
+    const T* const a = g.a + (TransposedA ? k * g.lda : k);
+    if (pack_a) pack_rows<T>(g.rows, depth, a, g.lda, packed_rows);
+    for (index n = 0; n < g.columns; n += W) {
+      const index columns = g.columns - n < W ? g.columns - n : W;
+      const bool at_edge = n == edge_first;
+      const T* const b = g.b + (TransposedB ? n * g.ldb + k : k * g.ldb + n);
+      T* const c = at_edge ? edge : g.c + n;
+      const index ldc = at_edge ? W : g.ldc;
+      const bool first = k == 0 && !at_edge;
+      const T* const start = !first ? c : g.start ? g.start + n : nullptr;
+      const index start_stride = first ? g.start_stride : ldc;
+      const auto multiply = [&](auto vectors) {
+        constexpr int V = decltype(vectors)::value;
+        // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
+        const index rows_past = (n + V * L - g.columns + g.ldb - 1) / g.ldb;
+        const index inside = at_edge ? clamp(g.depth - rows_past - k, depth) : depth;
+        multiply_panel<T, TransposedA, TransposedB, V>(g, depth, columns, inside, large || at_edge, a,
+                                                       pack_a ? packed_rows : nullptr, b, start, start_stride, c, ldc);
+      };
+      if (columns > L)
+        multiply(std::integral_constant<int, 2>{});
+      else
+        multiply(std::integral_constant<int, 1>{});
+    }
+    k += depth;
+  } while (k < g.depth);
+
+  for (index i = 0; edge_columns && i < g.rows; i++) {
+    T* to = g.c + i * g.ldc + edge_first;
+    for (index j = 0; j < edge_columns; j++) to[j] = edge[i * W + j];
+  }
+}
+
+// Row after row, so that threads and instruction sets agree to the bit.
+template <class T>
+void column_sums(index rows, index columns, const T* x, T* sums) {
+  __builtin_memset(sums, 0, size_t(columns) * sizeof(T));
+  for (index r = 0; r < rows; r++)
+    map<T>(columns, sums, [](Vec<T> sum, Vec<T> y) { return sum + y; }, sums, x + r * columns);
+}

@@ -1,0 +1,51 @@
+// Compiled once per instruction set, with VECTOR_BYTES and ISA_NAME defined by CMakeLists.txt.
+//
+// Exports exactly one symbol per dtype. Nothing else may have external linkage, or the linker could
+// keep the copy of a function that only new processors can run: hence the unnamed namespace around
+// every definition, no standard library functions, and constant initialisation throughout.
+#include "kernels.hpp"
+
+#include <type_traits>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace pyfastnn {
+namespace {
+
+#include "coefficients.inl"
+#include "simd.inl"
+#include "vmath.inl"
+#include "activations.inl"
+#include "losses.inl"
+#include "optimizers.inl"
+#include "gemm.inl"
+
+template <class T>
+constexpr KernelTable<T> make_table() {
+  return {gemm<T, false, false>,
+          gemm<T, true, false>,
+          gemm<T, false, true>,
+          column_sums<T>,
+          activations<T>,
+          int(sizeof activations<T> / sizeof *activations<T>),
+          losses<T>,
+          int(sizeof losses<T> / sizeof *losses<T>),
+          label_cross_entropy<T>,
+          sgd<T>,
+          momentum<T>,
+          adam<T>};
+}
+
+}  // namespace
+
+#define TABLE_NAME_(isa, dtype) kernels_##isa##_##dtype
+#define TABLE_NAME(isa, dtype) TABLE_NAME_(isa, dtype)
+extern const KernelTable<float> TABLE_NAME(ISA_NAME, f32);
+extern const KernelTable<double> TABLE_NAME(ISA_NAME, f64);
+constexpr KernelTable<float> TABLE_NAME(ISA_NAME, f32) = make_table<float>();
+constexpr KernelTable<double> TABLE_NAME(ISA_NAME, f64) = make_table<double>();
+
+}  // namespace pyfastnn

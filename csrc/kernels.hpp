@@ -1,0 +1,76 @@
+// The contract between the instruction-set objects (isa.cpp, compiled once per instruction set) and
+// the rest: plain pointers, sizes and strides. Matrices are row-major; sizes may be zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pyfastnn {
+
+using index = std::ptrdiff_t;
+
+// A gemm call works on at most this many rows of its result, and packs at most this depth at once.
+constexpr index max_tile_rows = 192;
+constexpr index max_depth = 256;
+// The widest panel of a packed operand, whatever the instruction set: two vectors of 64 bytes.
+constexpr index panel_bytes = 128;
+
+// Elements of scratch that one gemm call needs: a packed panel, a padded result panel, packed rows.
+template <class T>
+constexpr index scratch_size = (max_depth + max_tile_rows) * (panel_bytes / index(sizeof(T))) +
+                               max_tile_rows* max_depth;
+
+// c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
+// by one fused multiply-add per step, whatever the blocking.
+template <class T>
+struct Gemm {
+  index rows, columns, depth;
+  const T* a;  // (rows, depth), or (depth, rows) in gemm_at
+  index lda;
+  const T* b;  // (depth, columns), or (columns, depth) in gemm_bt
+  index ldb;
+  const T* start;  // (rows, columns) with stride start_stride, 0 to repeat one row; null: zero
+  index start_stride;
+  T* c;
+  index ldc;
+  T* scratch;  // scratch_size<T>, aligned to 64 bytes
+};
+
+template <class T>
+struct Activation {
+  const char* name;
+  void (*value)(index rows, index columns, const T* z, T* a);                    // a may be z
+  void (*delta)(index rows, index columns, const T* d, const T* s, T* out);  // out may be d
+};
+
+template <class T>
+struct Loss {
+  const char* name;
+  // Returns sum_i weight_i l_i. Writes to d, unless it is null, scale weight_i times a - y where
+  // matched, else dl/da. A null weight is 1 throughout.
+  double (*rows)(index rows, index columns, const T* a, const T* y, const T* weight, double scale,
+                 bool matched, T* d);
+};
+
+template <class T>
+struct KernelTable {
+  void (*gemm)(const Gemm<T>&);
+  void (*gemm_at)(const Gemm<T>&);
+  void (*gemm_bt)(const Gemm<T>&);
+  void (*column_sums)(index rows, index columns, const T* x, T* sums);
+
+  const Activation<T>* activations;
+  int activation_count;
+  const Loss<T>* losses;
+  int loss_count;
+  // Cross-entropy with integer labels: as Loss::rows with matched, y the one-hot rows.
+  double (*label_cross_entropy)(index rows, index columns, const T* a, const std::int64_t* labels,
+                                const T* weight, double scale, T* d);
+
+  void (*sgd)(index count, T* w, const T* g, T rate);
+  void (*momentum)(index count, T* w, const T* g, T* velocity, T rate, T momentum, bool nesterov);
+  // w -= rate m / (sqrt(v) + epsilon); keep1 = 1 - beta1, keep2 = 1 - beta2.
+  void (*adam)(index count, T* w, const T* g, T* m, T* v, T rate, T epsilon, T keep1, T keep2);
+};
+
+}  // namespace pyfastnn

@@ -1,0 +1,142 @@
+// Elementary functions of vectors, to a few units in the last place. NaN gives NaN; results below
+// about 1.5 times the smallest normal number are flushed to zero. Coefficients: coefficients.inl.
+
+template <class T>
+struct Constants;
+template <>
+struct Constants<float> {
+  static constexpr int mantissa_bits = 23;
+  static constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float exp_overflow = 88.72283905f, exp_underflow = -86.98f;
+  static constexpr float tiny = 1.17549435e-38f;
+};
+template <>
+struct Constants<double> {
+  static constexpr int mantissa_bits = 52;
+  static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
+  static constexpr double exp_overflow = 709.782712893384, exp_underflow = -708.0;
+  static constexpr double tiny = 2.2250738585072014e-308;
+};
+
+#define BY_TYPE(name)                          \
+  template <class T>                           \
+  INLINE const auto& name() {                  \
+    if constexpr (sizeof(T) == sizeof(float))  \
+      return coefficients::name##_f32;         \
+    else                                       \
+      return coefficients::name##_f64;         \
+  }
+BY_TYPE(exp)
+BY_TYPE(log)
+BY_TYPE(log1p)
+BY_TYPE(tail)
+#undef BY_TYPE
+
+template <class T, int Count>
+INLINE Vec<T> polynomial(const double (&c)[Count], Vec<T> x) {
+  Vec<T> p = broadcast<T>(T(c[Count - 1]));
+  UNROLL for (int i = Count - 2; i >= 0; i--) p = p * x + T(c[i]);
+  return p;
+}
+
+template <class T>
+constexpr typename Simd<T>::Bits sign_bit = typename Simd<T>::Bits(1) << (8 * sizeof(T) - 1);
+
+template <class T>
+INLINE Vec<T> absolute(Vec<T> x) {
+  return (Vec<T>)((BitsVec<T>)x & ~sign_bit<T>);
+}
+template <class T>
+INLINE Vec<T> with_sign(Vec<T> magnitude, Vec<T> sign) {
+  return (Vec<T>)((BitsVec<T>)magnitude | ((BitsVec<T>)sign & sign_bit<T>));
+}
+
+// 2^(k + shift) for z = k + magic.
+template <class T>
+INLINE Vec<T> power_of_two(Vec<T> z, int shift) {
+  using C = Constants<T>;
+  const auto bias = typename Simd<T>::Bits((1 << (8 * sizeof(T) - C::mantissa_bits - 2)) - 1 + shift);
+  return (Vec<T>)(((BitsVec<T>)z + bias) << C::mantissa_bits);
+}
+
+// x = k ln 2 + r, |r| <= ln 2 / 2: returns exp(r) - 1 and z = k + magic.
+template <class T>
+INLINE Vec<T> reduced_expm1(Vec<T> x, Vec<T>& z) {
+  using C = Constants<T>;
+  z = x * T(1.4426950408889634) + C::magic;
+  const Vec<T> k = z - C::magic;
+  const Vec<T> r = (x - k * C::ln2_high) - k * C::ln2_low;
+  return polynomial<T>(exp<T>(), r) * (r * r) + r;
+}
+
+template <class T>
+INLINE Vec<T> exponential(Vec<T> x) {
+  using C = Constants<T>;
+  Vec<T> z;
+  const Vec<T> p = reduced_expm1<T>(x, z) + T(1);
+  // Twice p by half the power: 2^128 would be infinite already.
+  const Vec<T> y = (p + p) * power_of_two<T>(z, -1);
+  const Vec<T> bounded = x < C::exp_underflow ? Vec<T>{} : y;
+  return x > C::exp_overflow ? broadcast<T>(T(__builtin_inf())) : bounded;
+}
+
+template <class T>
+INLINE Vec<T> sigmoid(Vec<T> x) {
+  return T(1) / (T(1) + exponential<T>(-x));
+}
+
+INLINE Vec<float> hyperbolic_tangent(Vec<float> x) {
+  // Past 9.01 it rounds to one; the quotient may exceed one by a rounding error.
+  x = minimum(broadcast(9.01f), maximum(broadcast(-9.01f), x));
+  const Vec<float> u = x * x;
+  const Vec<float> t =
+      x * polynomial<float>(coefficients::tanh_top_f32, u) / polynomial<float>(coefficients::tanh_bottom_f32, u);
+  return minimum(broadcast(1.f), maximum(broadcast(-1.f), t));
+}
+
+INLINE Vec<double> hyperbolic_tangent(Vec<double> x) {
+  // expm1(2|x|) / (expm1(2|x|) + 2): no cancellation near zero. Past 20 it rounds to one.
+  const Vec<double> u = minimum(broadcast(20.), absolute<double>(x));
+  Vec<double> z;
+  const Vec<double> p = reduced_expm1<double>(u + u, z);
+  const Vec<double> power = power_of_two<double>(z, 0);
+  const Vec<double> e = power * p + (power - 1.);
+  return with_sign<double>(e / (e + 2.), x);
+}
+
+// log(1 + e) for 0 <= e <= 1, as 2 atanh(e / (2 + e)).
+template <class T>
+INLINE Vec<T> log_one_plus(Vec<T> e) {
+  const Vec<T> s = e / (T(2) + e), u = s * s;
+  return s * u * polynomial<T>(log1p<T>(), u) + (s + s);
+}
+
+// log(max(x, tiny)), as k ln 2 + log(m) with 1/sqrt(2) <= m < sqrt(2).
+template <class T>
+INLINE Vec<T> log_bounded(Vec<T> x) {
+  using C = Constants<T>;
+  using Bits = typename Simd<T>::Bits;
+  x = maximum(broadcast<T>(C::tiny), x);
+  Bits root;
+  const T half_root = T(0.70710678118654752);
+  __builtin_memcpy(&root, &half_root, sizeof root);
+  // Biased so that the shift is of a non-negative number and the magic sum below stays exact.
+  constexpr Bits bias = Bits(1) << (8 * sizeof(T) - C::mantissa_bits - 2);
+  const BitsVec<T> exponent = ((BitsVec<T>)x - root + (bias << C::mantissa_bits)) >> C::mantissa_bits;
+  const Vec<T> m = (Vec<T>)((BitsVec<T>)x - ((exponent - bias) << C::mantissa_bits));
+  const Vec<T> k = (Vec<T>)(exponent + (BitsVec<T>)broadcast<T>(C::magic)) - (C::magic + T(bias));
+  const Vec<T> s = (m - T(1)) / (m + T(1)), u = s * s;
+  const Vec<T> y = k * C::ln2_high + (s * u * polynomial<T>(log<T>(), u) + (k * C::ln2_low + (s + s)));
+  return x < T(__builtin_inf()) ? y : x;
+}
+
+// P(Z <= z) of the standard normal distribution.
+template <class T>
+INLINE Vec<T> normal_cdf(Vec<T> z) {
+  const Vec<T> u = minimum(broadcast<T>(40), absolute<T>(z));
+  const Vec<T> h = polynomial<T>(tail<T>(), (u - T(4)) / (u + T(4)));
+  const Vec<T> upper = exponential<T>(T(-0.5) * (u * u)) * h / (T(1) + u);
+  return z > T(0) ? T(1) - upper : upper;
+}

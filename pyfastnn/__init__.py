@@ -1,0 +1,48 @@
+"""Dense neural networks at hardware speed, straight from NumPy."""
+
+from importlib.metadata import version as _version
+
+from . import activations, callbacks, datasets, initialisers, losses, optimizers
+from .backends import (
+    backends,
+    get_backend,
+    get_num_threads,
+    set_backend,
+    set_num_threads,
+    use_backend,
+)
+from .backends.plan import BackendUnavailableError
+from .callbacks import Callback, History
+from .config import show_config
+from .kernels import activation_delta, dense_backward, dense_forward, output_delta, sigmoid_delta
+from .mlp import MLP
+from .optimizers import SGD, Adam
+
+__version__ = _version("pyfastnn")
+
+__all__ = [
+    "MLP",
+    "SGD",
+    "Adam",
+    "BackendUnavailableError",
+    "Callback",
+    "History",
+    "activation_delta",
+    "activations",
+    "backends",
+    "callbacks",
+    "datasets",
+    "dense_backward",
+    "dense_forward",
+    "get_backend",
+    "get_num_threads",
+    "initialisers",
+    "losses",
+    "optimizers",
+    "output_delta",
+    "set_backend",
+    "set_num_threads",
+    "show_config",
+    "sigmoid_delta",
+    "use_backend",
+]

@@ -1,0 +1,116 @@
+"""Checks of arguments: each names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from ._typing import Array
+from .losses import Loss
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def array(
+    name: str, value: object, shape: tuple[int | None, ...], dtype: np.dtype[Any] | None = None
+) -> Array:
+    """A C-contiguous, aligned float array of that shape (None: any length) and dtype (None: either)."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    if dtype is None:
+        if value.dtype != FLOAT32 and value.dtype != FLOAT64:
+            raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+    elif value.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, as the other arrays, got {value.dtype}")
+    if len(value.shape) != len(shape) or any(
+        length is not None and length != actual for length, actual in zip(shape, value.shape, strict=True)
+    ):
+        raise ValueError(f"{name} must have shape {_shape_text(shape)}, got {_shape_text(value.shape)}")
+    flags = value.flags
+    if not flags.c_contiguous:
+        raise ValueError(f"{name} must be C-contiguous; np.ascontiguousarray({name}) makes such a copy")
+    if not flags.aligned:
+        raise ValueError(f"{name} must be aligned to its dtype; {name}.copy() makes such a copy")
+    return value
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    lengths = ["any" if length is None else str(length) for length in shape]
+    return f"({', '.join(lengths)}{',' if len(shape) == 1 else ''})"
+
+
+def output(
+    name: str,
+    value: object,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    others: dict[str, Array | None],
+) -> Array:
+    """``value`` checked for writing, or a new array where it is None. Must not overlap the others."""
+    if value is None:
+        return np.empty(shape, dtype)
+    checked = array(name, value, shape, dtype)
+    if not checked.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array")
+    for other, used in others.items():
+        # Of contiguous arrays the bounds say exactly whether they overlap.
+        if used is not None and np.may_share_memory(checked, used):
+            raise ValueError(f"{name} must not share memory with {other}")
+    return checked
+
+
+def targets(name: str, value: object, loss: Loss, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """Targets of ``shape`` (samples, outputs) that fit the loss, labels as int64."""
+    samples, outputs = shape
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        if loss.targets != "classes":
+            raise TypeError(
+                f"{name} must be {dtype} for loss {loss.name!r}, got {value.dtype}: "
+                "integer labels are for cross_entropy"
+            )
+        if value.shape != (samples,):
+            raise ValueError(
+                f"{name} must be labels of shape ({samples},) or {dtype} rows of shape {shape}, "
+                f"got {value.dtype} of shape {value.shape}"
+            )
+        if samples and (value.min() < 0 or value.max() >= outputs):
+            wrong = value[(value < 0) | (value >= outputs)][0]
+            raise ValueError(f"{name} must be labels from 0 to {outputs - 1}, got {wrong}")
+        return np.ascontiguousarray(value, dtype=np.int64)
+    checked = array(name, value, shape, dtype)
+    if loss.interval is not None and checked.size:
+        low, high = loss.interval
+        # Written so that NaN passes: it shows in the loss.
+        if checked.min() < low or checked.max() > high:
+            wrong = checked[(checked < low) | (checked > high)][0]
+            raise ValueError(
+                f"{name} must be in [{low:g}, {high:g}] for loss {loss.name!r}, got {wrong:g}"
+            )
+    if loss.targets == "classes" and checked.size and abs(checked.sum(axis=1) - 1).max() > 1e-3:
+        raise ValueError(f"{name} must have rows that sum to 1 (probabilities) for loss {loss.name!r}")
+    return checked
+
+
+def weights(name: str, value: object, samples: int, dtype: np.dtype[Any]) -> Array | None:
+    """Sample weights (samples,), not negative and not all zero, or None."""
+    if value is None:
+        return None
+    checked = array(name, value, (samples,), dtype)
+    if not (checked.min(initial=np.inf) >= 0 and 0 < checked.sum() < np.inf):
+        raise ValueError(f"{name} must be finite, not negative and not all zero")
+    return checked
+
+
+def integer(name: str, value: object, at_least: int) -> int:
+    """An int >= at_least; NumPy integers count, booleans do not."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    if number < at_least:
+        raise ValueError(f"{name} must be >= {at_least}, got {number}")
+    return number

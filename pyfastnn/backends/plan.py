@@ -1,0 +1,241 @@
+"""The contract of a backend: kernels on ready arrays, and plans.
+
+A backend that gives the kernels inherits a :class:`Plan` built from them. Arrays arrive checked:
+C-contiguous, aligned, of one dtype and of matching shapes; outputs are allocated by the caller and
+overlap no input.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .._typing import Array
+from ..activations import Activation
+from ..losses import Loss
+from ..optimizers import Optimizer, OptimizerState
+
+
+class BackendUnavailableError(ImportError):
+    """A backend cannot work here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A network: layer sizes, one activation per layer (output included), loss, dtype.
+
+    The flat parameter vector holds, layer after layer, the weights (inputs, outputs) in C order and
+    then the biases (outputs,).
+    """
+
+    sizes: tuple[int, ...]
+    activations: tuple[Activation, ...]
+    loss: Loss
+    dtype: np.dtype[np.generic]
+
+    @cached_property
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of every layer."""
+        return tuple(zip(self.sizes[:-1], self.sizes[1:], strict=True))
+
+    @cached_property
+    def parameter_count(self) -> int:
+        return sum((inputs + 1) * outputs for inputs, outputs in self.layers)
+
+    def unflatten(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Views of a flat vector (parameter_count,): weights and biases of every layer."""
+        weights, biases = [], []
+        start = 0
+        for inputs, outputs in self.layers:
+            middle, end = start + inputs * outputs, start + (inputs + 1) * outputs
+            weights.append(flat[start:middle].reshape(inputs, outputs))
+            biases.append(flat[middle:end])
+            start = end
+        return tuple(weights), tuple(biases)
+
+
+def batch_scale(loss: Loss, shape: tuple[int, ...], weight: Array | None) -> float:
+    """What turns the sum of w_i l_i over a batch of outputs (n, m) into the loss.
+
+    1 / sum w_i, over m for a mean over outputs; 0 where all weights are 0.
+    """
+    total = float(shape[0]) if weight is None else float(weight.sum(dtype=np.float64))
+    outputs = shape[1] if loss.mean_over_outputs else 1
+    return 1.0 / (total * outputs) if total else 0.0
+
+
+class Backend(ABC):
+    """The kernels. Shapes: x (n, k), w (k, m), b (m,), z, a, d (n, m)."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"<pyfastnn backend {self.description}>"
+
+    @property
+    def description(self) -> str:
+        """The name, with what distinguishes this instance."""
+        return self.name
+
+    @abstractmethod
+    def dense_forward(
+        self, x: Array, w: Array, b: Array, activation: Activation, z: Array | None, a: Array
+    ) -> None:
+        """A = f(x w + b); z, where given, receives x w + b."""
+
+    @abstractmethod
+    def activation_delta(self, d: Array, w: Array, s: Array, activation: Activation, out: Array) -> None:
+        """Out (n, k) = (d w^T) f'(s); s (n, k) as ``activation.slope_from`` says."""
+
+    @abstractmethod
+    def dense_backward(
+        self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None
+    ) -> None:
+        """Dw = x^T d, db = sum of d over the batch and, where wanted, dx = d w^T."""
+
+    @abstractmethod
+    def output_delta(
+        self,
+        a: Array,
+        y: Array,
+        weight: Array | None,
+        loss: Loss,
+        activation: Activation,
+        out: Array | None,
+    ) -> float:
+        """The loss of a batch; out, where given, receives its derivative with respect to z."""
+
+    @abstractmethod
+    def sgd(self, params: Array, gradient: Array, rate: float) -> None: ...
+
+    @abstractmethod
+    def momentum(
+        self, params: Array, gradient: Array, velocity: Array, rate: float, momentum: float, nesterov: bool
+    ) -> None: ...
+
+    @abstractmethod
+    def adam(
+        self,
+        params: Array,
+        gradient: Array,
+        first: Array,
+        second: Array,
+        rate: float,
+        epsilon: float,
+        keep1: float,
+        keep2: float,
+    ) -> None: ...
+
+    def plan(self, spec: Spec) -> Plan:
+        return Plan(self, spec)
+
+    def set_num_threads(self, threads: int) -> None:
+        """Limit the backend's own threads; 0: automatic. Backends without threads ignore it."""
+
+    def get_num_threads(self) -> int:
+        return 1
+
+
+class Workspace:
+    """Activations, slopes' sources and deltas of a batch of up to ``rows`` samples."""
+
+    def __init__(self, spec: Spec, rows: int) -> None:
+        def buffers() -> list[Array]:
+            return [np.empty((rows, outputs), spec.dtype) for _, outputs in spec.layers]
+
+        self.a = buffers()
+        self.d = buffers()
+        # s[i] is what the slope of layer i is computed from: its output, or a buffer for its z.
+        self.s = [
+            a if activation.slope_from == "output" else np.empty_like(a)
+            for a, activation in zip(self.a, spec.activations, strict=True)
+        ]
+
+
+class Plan:
+    """A network laid out for a backend: planned once, run many times. Holds no state of a run.
+
+    Parameters are always passed in, as the flat vector that ``spec.unflatten`` describes.
+    """
+
+    # Rows that forward takes at a time: enough for every thread, few enough for the caches.
+    _forward_rows = 4096
+
+    def __init__(self, backend: Backend, spec: Spec) -> None:
+        self.backend = backend
+        self.spec = spec
+
+    def forward(self, params: Array, x: Array, out: Array) -> None:
+        """Out (n, outputs) = the network at x (n, inputs)."""
+        weights, biases = self.spec.unflatten(params)
+        rows = min(len(x), self._forward_rows)
+        hidden = [np.empty((rows, outputs), self.spec.dtype) for _, outputs in self.spec.layers[:-1]]
+        for start in range(0, len(x), self._forward_rows):
+            chunk = x[start : start + self._forward_rows]
+            targets = [*(h[: len(chunk)] for h in hidden), out[start : start + len(chunk)]]
+            for w, b, activation, a in zip(weights, biases, self.spec.activations, targets, strict=True):
+                self.backend.dense_forward(chunk, w, b, activation, None, a)
+                chunk = a
+
+    def loss_and_gradient(
+        self, params: Array, x: Array, y: Array, weight: Array | None, gradient: Array
+    ) -> float:
+        """The loss of the batch; gradient, flat as params, receives its derivative."""
+        layers = self.spec.unflatten(params), self.spec.unflatten(gradient)
+        return self._backpropagate(layers, x, y, weight, Workspace(self.spec, len(x)))
+
+    def train_epoch(
+        self,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        order: Array,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> float:
+        """One pass over x[order] in batches, the last one maybe short; the mean loss on the way."""
+        gradient = np.empty_like(params)
+        layers = self.spec.unflatten(params), self.spec.unflatten(gradient)
+        batch_size = min(batch_size, len(order))
+        workspace = Workspace(self.spec, batch_size)
+        x_batch = np.empty((batch_size, *x.shape[1:]), x.dtype)
+        y_batch = np.empty((batch_size, *y.shape[1:]), y.dtype)
+        total = 0.0
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            count = len(rows)
+            # mode="clip" writes to out directly; the order holds valid rows only.
+            xs = x.take(rows, axis=0, out=x_batch[:count], mode="clip")
+            ys = y.take(rows, axis=0, out=y_batch[:count], mode="clip")
+            ws = None if weight is None else weight[rows]
+            total += count * self._backpropagate(layers, xs, ys, ws, workspace)
+            optimizer.apply(self.backend, params, gradient, state)
+        return total / len(order)
+
+    def _backpropagate(
+        self,
+        layers: tuple[tuple[tuple[Array, ...], tuple[Array, ...]], tuple[tuple[Array, ...], tuple[Array, ...]]],
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        workspace: Workspace,
+    ) -> float:
+        """Forward, loss, backward: the equations BP1 to BP4 of Nielsen (2015), chapter 2."""
+        (weights, biases), (weight_gradients, bias_gradients) = layers
+        backend, activations, rows, last = self.backend, self.spec.activations, len(x), len(weights) - 1
+        a, s, d = ([buffer[:rows] for buffer in kind] for kind in (workspace.a, workspace.s, workspace.d))
+        inputs = [x, *a[:-1]]
+        for i, activation in enumerate(activations):
+            z = None if s[i].base is a[i].base else s[i]
+            backend.dense_forward(inputs[i], weights[i], biases[i], activation, z, a[i])
+        loss = backend.output_delta(a[last], y, weight, self.spec.loss, activations[last], d[last])
+        for i in range(last, -1, -1):
+            backend.dense_backward(inputs[i], weights[i], d[i], weight_gradients[i], bias_gradients[i], None)
+            if i:
+                backend.activation_delta(d[i], weights[i], s[i - 1], activations[i - 1], d[i - 1])
+        return loss

@@ -1,0 +1,239 @@
+"""The functional API: the hot lines of a network that somebody else keeps.
+
+Weights are (inputs, outputs), activations (batch, features), in C order, as in ``x.dot(w) + b``.
+All arrays of a call have one dtype, float32 or float64; nothing is converted or copied. Arguments
+are checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import _checks, activations, losses
+from ._typing import Array
+from .activations import Activation
+from .backends import get_backend
+from .losses import Loss
+
+
+def dense_forward(
+    x: Array,
+    w: Array,
+    b: Array,
+    activation: str | Activation = "identity",
+    out: Array | None = None,
+    *,
+    z: Array | None = None,
+) -> Array:
+    """A dense layer, f(x w + b).
+
+    Parameters
+    ----------
+    x : (n, k) array, float32 or float64
+        A batch of inputs, one sample a row.
+    w : (k, m) array of the dtype of x
+    b : (m,) array of the dtype of x
+    activation : str
+        A name of ``pyfastnn.activations.ACTIVATIONS``; formulas and sources are there.
+    out : (n, m) array, optional
+        Receives the result.
+    z : (n, m) array, optional
+        Receives x w + b, which the slopes of gelu and silu are computed from.
+
+    Returns
+    -------
+    (n, m) array
+        ``out`` where it was given.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is no array, or of another dtype.
+    ValueError
+        For a wrong shape, layout or name, or an output that overlaps another argument.
+    """
+    f = activations.get(activation)
+    x = _checks.array("x", x, (None, None))
+    n, k = x.shape
+    w = _checks.array("w", w, (k, None), x.dtype)
+    m = w.shape[1]
+    b = _checks.array("b", b, (m,), x.dtype)
+    if z is not None:
+        _checks.output("z", z, (n, m), x.dtype, {"x": x, "w": w, "b": b})
+    out = _checks.output("out", out, (n, m), x.dtype, {"x": x, "w": w, "b": b, "z": z})
+    get_backend().dense_forward(x, w, b, f, z, out)
+    return out
+
+
+def activation_delta(
+    d1: Array,
+    w1: Array,
+    a0: Array,
+    activation: str | Activation,
+    out: Array | None = None,
+    *,
+    z0: Array | None = None,
+) -> Array:
+    """The error one layer back, (d1 w1^T) f'.
+
+    Equation BP2 of Nielsen, Neural Networks and Deep Learning (2015), chapter 2.
+
+    Parameters
+    ----------
+    d1 : (n, m) array, float32 or float64
+        Derivatives of the loss with respect to the pre-activations of the upper layer.
+    w1 : (k, m) array of the dtype of d1
+        Weights of the upper layer.
+    a0 : (n, k) array of the dtype of d1
+        Outputs of the lower layer.
+    activation : str
+        The lower layer's, elementwise (not softmax).
+    out : (n, k) array, optional
+        Receives the result.
+    z0 : (n, k) array, optional
+        Pre-activations of the lower layer: needed for gelu and silu, whose slopes are no function
+        of their outputs (``dense_forward(..., z=z0)`` keeps them).
+
+    Returns
+    -------
+    (n, k) array
+        ``out`` where it was given.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is no array, or of another dtype.
+    ValueError
+        For a wrong shape, layout or name, an output that overlaps another argument, or a missing z0.
+    """
+    f = activations.get(activation)
+    if f.rowwise:
+        raise ValueError(f"activation must be elementwise, got {f.name!r}, which serves as output only")
+    d1 = _checks.array("d1", d1, (None, None))
+    n, m = d1.shape
+    w1 = _checks.array("w1", w1, (None, m), d1.dtype)
+    shape = n, w1.shape[0]
+    s = a0 = _checks.array("a0", a0, shape, d1.dtype)
+    if f.slope_from == "input":
+        if z0 is None:
+            raise ValueError(
+                f"activation {f.name!r} needs z0, the pre-activations: its slope is no function of a0"
+            )
+        s = _checks.array("z0", z0, shape, d1.dtype)
+    out = _checks.output("out", out, shape, d1.dtype, {"d1": d1, "w1": w1, "a0": a0, "z0": z0})
+    get_backend().activation_delta(d1, w1, s, f, out)
+    return out
+
+
+def sigmoid_delta(d1: Array, w1: Array, a0: Array, out: Array | None = None) -> Array:
+    """The error one layer back through a sigmoid, (d1 w1^T) a0 (1 - a0).
+
+    ``activation_delta`` with ``activation="sigmoid"``; see there.
+    """
+    return activation_delta(d1, w1, a0, "sigmoid", out)
+
+
+def dense_backward(
+    x: Array, w: Array, d: Array, *, need_dx: bool = True
+) -> tuple[Array, Array, Array | None]:
+    """The derivatives of a dense layer: x^T d, the column sums of d, and d w^T.
+
+    Equations BP3 and BP4 of Nielsen, Neural Networks and Deep Learning (2015), chapter 2, summed over
+    the batch.
+
+    Parameters
+    ----------
+    x : (n, k) array, float32 or float64
+        Inputs of the layer.
+    w : (k, m) array of the dtype of x
+    d : (n, m) array of the dtype of x
+        Derivatives of the loss with respect to the pre-activations.
+    need_dx : bool
+        False saves the third product.
+
+    Returns
+    -------
+    dw : (k, m) array
+    db : (m,) array
+    dx : (n, k) array or None
+
+    Raises
+    ------
+    TypeError
+        For an argument that is no array, or of another dtype.
+    ValueError
+        For a wrong shape or layout.
+    """
+    x = _checks.array("x", x, (None, None))
+    n, k = x.shape
+    w = _checks.array("w", w, (k, None), x.dtype)
+    m = w.shape[1]
+    d = _checks.array("d", d, (n, m), x.dtype)
+    dw, db = np.empty((k, m), x.dtype), np.empty(m, x.dtype)
+    dx = np.empty((n, k), x.dtype) if need_dx else None
+    get_backend().dense_backward(x, w, d, dw, db, dx)
+    return dw, db, dx
+
+
+def output_delta(
+    a: Array,
+    y: Array,
+    loss: str | Loss = "cross_entropy",
+    activation: str | Activation = "softmax",
+    out: Array | None = None,
+    *,
+    sample_weight: Array | None = None,
+) -> tuple[float, Array]:
+    """The loss of a batch and its derivative with respect to the output layer's pre-activations.
+
+    Equation BP1 of Nielsen, Neural Networks and Deep Learning (2015), chapter 2, divided by the
+    number of samples (or the sum of their weights).
+
+    Parameters
+    ----------
+    a : (n, m) array, float32 or float64, n >= 1
+        Outputs of the network.
+    y : array
+        Targets: (n, m) of the dtype of a, or for cross_entropy (n,) integer labels.
+    loss : str
+        A name of ``pyfastnn.losses.LOSSES``; formulas and sources are there.
+    activation : str
+        The output layer's.
+    out : (n, m) array, optional
+        Receives the derivative.
+    sample_weight : (n,) array of the dtype of a, optional
+        Not negative, not all zero.
+
+    Returns
+    -------
+    loss : float
+    d : (n, m) array
+        ``out`` where it was given.
+
+    Raises
+    ------
+    TypeError
+        For an argument that is no array, or of another dtype.
+    ValueError
+        For a wrong shape, layout or name, an empty batch, labels or targets out of range, a loss
+        that is not defined for the activation, or an output that overlaps another argument.
+    """
+    checked_loss, f = losses.get(loss), activations.get(activation)
+    check_output(checked_loss, f)
+    a = _checks.array("a", a, (None, None))
+    shape: tuple[int, int] = a.shape
+    if not shape[0]:
+        raise ValueError("a must have at least one row: the loss is a mean over samples, got none")
+    y = _checks.targets("y", y, checked_loss, shape, a.dtype)
+    weight = _checks.weights("sample_weight", sample_weight, shape[0], a.dtype)
+    out = _checks.output("out", out, shape, a.dtype, {"a": a, "y": y, "sample_weight": weight})
+    return get_backend().output_delta(a, y, weight, checked_loss, f, out), out
+
+
+def check_output(loss: Loss, activation: Activation) -> None:
+    """Raise a ValueError where the activation cannot be the output's with that loss."""
+    if activation.slope_from == "input":
+        raise ValueError(
+            f"output activation {activation.name!r} is not supported: its slope is no function of the output"
+        )
+    losses.check_pair(loss, activation.name)

@@ -1,0 +1,416 @@
+"""The network: one flat vector of parameters, everything else a view of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import _checks, activations, initialisers, losses, optimizers
+from ._typing import Array
+from .activations import Activation
+from .backends import get_backend
+from .backends.plan import Plan, Spec
+from .callbacks import Callback, History, ProgressBar
+from .kernels import check_output
+from .losses import Loss
+from .optimizers import Adam, Optimizer, OptimizerState
+
+# Two targets of data arrive as (inputs, targets), as in Keras and scikit-learn.
+Data = tuple[Array, Array]
+
+
+class MLP:
+    """A multilayer perceptron: dense layers, one after the other.
+
+    Parameters
+    ----------
+    layers : sequence of int
+        Sizes from the inputs to the outputs, at least two.
+    activation : str or sequence of str
+        Of the hidden layers: one for all, or one for each.
+    output : str
+        Activation of the output layer.
+    loss : str, optional
+        Default: the one matched with the output activation: cross_entropy with softmax,
+        binary_cross_entropy with sigmoid, poisson with exp, else mse.
+    dtype : {"float32", "float64"}
+        Of parameters, inputs and outputs.
+    init : str, optional
+        Of all layers: a name of ``pyfastnn.initialisers.INITIALISATIONS``. Default: he for relu and
+        its kin, glorot for the others; biases zero.
+    seed : int, numpy.random.Generator or None
+        Source of the initial parameters and of the shuffling. The same int gives the same bits,
+        whatever the number of threads.
+
+    Attributes
+    ----------
+    params : (parameter_count,) array
+        All parameters, layer after layer: weights (inputs, outputs) in C order, then biases. A view
+        of the network itself, aligned to 64 bytes; assigning to it copies into it.
+    weights, biases : tuple of arrays
+        Views of ``params``: (inputs, outputs) and (outputs,) of every layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes, names or a dtype that cannot be.
+
+    Examples
+    --------
+    >>> import pyfastnn as pf
+    >>> net = pf.MLP([784, 128, 10], activation="relu", output="softmax", seed=0)
+    >>> net.parameter_count
+    101770
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        activation: str | Sequence[str] = "relu",
+        output: str = "identity",
+        *,
+        loss: str | None = None,
+        dtype: DTypeLike = "float32",
+        init: str | None = None,
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        initialisation = None if init is None else initialisers.get(init)
+        rng = np.random.default_rng(seed)
+        self._set_up(_spec(layers, activation, output, loss, dtype), rng)
+        for w, b, f in zip(self.weights, self.biases, self._spec.activations, strict=True):
+            chosen = initialisation or initialisers.get(f.initialisation)
+            w[...] = chosen.draw(self._rng, *w.shape)
+            b[...] = self._rng.normal(size=b.shape) if chosen.random_biases else 0
+
+    def _set_up(self, spec: Spec, rng: np.random.Generator) -> None:
+        self._spec = spec
+        self._rng = rng
+        self._params = _aligned_zeros(spec.parameter_count, spec.dtype)
+        self.weights, self.biases = spec.unflatten(self._params)
+        self._training: tuple[Optimizer, OptimizerState] | None = None
+        self._latest_plan: Plan | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Sizes from the inputs to the outputs."""
+        return self._spec.sizes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self._spec.dtype
+
+    @property
+    def loss(self) -> Loss:
+        """What training minimises."""
+        return self._spec.loss
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """Of every layer, the output layer included."""
+        return self._spec.activations
+
+    @property
+    def parameter_count(self) -> int:
+        """Weights and biases together."""
+        return self._spec.parameter_count
+
+    @property
+    def params(self) -> Array:
+        return self._params
+
+    @params.setter
+    def params(self, value: Array) -> None:
+        self._params[...] = _checks.array("params", value, self._params.shape, self.dtype)
+
+    def __repr__(self) -> str:
+        spec = self._spec
+        sizes = "-".join(map(str, spec.sizes))
+        lines = [
+            f"MLP {sizes}: {spec.parameter_count:,} parameters, {spec.dtype}, loss {spec.loss.name}",
+            f"{'layer':>5} {'inputs':>8} {'outputs':>8}  {'activation':<11} {'parameters':>12}",
+        ]
+        for number, ((inputs, outputs), f) in enumerate(
+            zip(spec.layers, spec.activations, strict=True), start=1
+        ):
+            count = (inputs + 1) * outputs
+            lines.append(f"{number:>5} {inputs:>8,} {outputs:>8,}  {f.name:<11} {count:>12,}")
+        return "\n".join(lines)
+
+    def predict(self, x: Array, out: Array | None = None) -> Array:
+        """The outputs of the network; for softmax and sigmoid, probabilities.
+
+        Parameters
+        ----------
+        x : (n, inputs) array of the network's dtype
+        out : (n, outputs) array, optional
+            Receives the result.
+
+        Returns
+        -------
+        (n, outputs) array
+            ``out`` where it was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an array of another type, dtype, shape or layout, or an overlapping ``out``.
+        """
+        x = self._inputs("x", x)
+        shape = len(x), self.layers[-1]
+        out = _checks.output("out", out, shape, self.dtype, {"x": x, "the parameters": self._params})
+        self._plan().forward(self._params, x, out)
+        return out
+
+    def evaluate(self, x: Array, y: Array, *, sample_weight: Array | None = None) -> dict[str, float]:
+        """The loss and, for a classifier, the accuracy on data.
+
+        Parameters
+        ----------
+        x : (n, inputs) array of the network's dtype, n >= 1
+        y : array
+            Targets as for ``fit``.
+        sample_weight : (n,) array of the network's dtype, optional
+
+        Returns
+        -------
+        dict
+            "loss" and, for cross_entropy and binary_cross_entropy, "accuracy" from 0 to 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As ``fit``.
+        """
+        x, y, weight = self._data(x, y, sample_weight)
+        backend, spec = get_backend(), self._spec
+        a = self.predict(x)
+        figures = {"loss": backend.output_delta(a, y, weight, spec.loss, spec.activations[-1], None)}
+        if spec.loss.accuracy is not None:
+            figures["accuracy"] = float(np.average(spec.loss.accuracy(a, y), weights=weight))
+        return figures
+
+    def loss_and_gradient(
+        self, x: Array, y: Array, *, sample_weight: Array | None = None, out: Array | None = None
+    ) -> tuple[float, Array]:
+        """The loss on data and its gradient with respect to ``params``.
+
+        Parameters
+        ----------
+        x : (n, inputs) array of the network's dtype, n >= 1
+        y : array
+            Targets as for ``fit``.
+        sample_weight : (n,) array of the network's dtype, optional
+        out : (parameter_count,) array, optional
+            Receives the gradient.
+
+        Returns
+        -------
+        loss : float
+        gradient : (parameter_count,) array
+            ``out`` where it was given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As ``fit``.
+        """
+        x, y, weight = self._data(x, y, sample_weight)
+        inputs = {"x": x, "y": y, "sample_weight": weight, "the parameters": self._params}
+        out = _checks.output("out", out, self._params.shape, self.dtype, inputs)
+        return self._plan().loss_and_gradient(self._params, x, y, weight, out), out
+
+    def fit(
+        self,
+        x: Array,
+        y: Array,
+        *,
+        epochs: int = 10,
+        batch_size: int = 32,
+        optimizer: Optimizer | None = None,
+        shuffle: bool = True,
+        sample_weight: Array | None = None,
+        validation_data: Data | None = None,
+        callbacks: Iterable[Callback] = (),
+        progress: bool | None = None,
+    ) -> History:
+        """Train on data.
+
+        A further call with an equal optimizer goes on where the last one stopped, momentum included.
+
+        Parameters
+        ----------
+        x : (n, inputs) array of the network's dtype, n >= 1
+        y : array
+            Targets: (n, outputs) of the network's dtype, or for cross_entropy (n,) integer labels.
+            Network with one output take (n,) too.
+        epochs : int
+            Passes over the data.
+        batch_size : int
+            Samples a step; the last batch of an epoch may be smaller.
+        optimizer : SGD or Adam
+            Default: ``Adam()``.
+        shuffle : bool
+            A new order each epoch.
+        sample_weight : (n,) array of the network's dtype, optional
+            Not negative. A weight of 2 counts as the sample twice.
+        validation_data : (x, y), optional
+            Evaluated after each epoch.
+        callbacks : iterable of Callback
+        progress : bool, optional
+            Show a bar (needs tqdm). Default: where tqdm is installed and standard error is a terminal.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        TypeError, ValueError
+            For data of another type, dtype, shape or layout, targets out of range or of the wrong
+            kind for the loss, and numbers out of range. Nothing has been changed then.
+        ImportError
+            For ``progress=True`` without tqdm.
+        """
+        x, y, weight = self._data(x, y, sample_weight)
+        epochs = _checks.integer("epochs", epochs, at_least=0)
+        batch_size = _checks.integer("batch_size", batch_size, at_least=1)
+        optimizer = Adam() if optimizer is None else optimizers.check(optimizer)
+        if validation_data is not None:
+            validation_data = self._validation(validation_data)
+        watchers = list(callbacks)
+        for callback in watchers:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks must be pyfastnn.Callback objects, got {callback!r}")
+        if ProgressBar.suits_here() if progress is None else progress:
+            watchers.append(ProgressBar())
+
+        state = self._optimizer_state(optimizer)
+        plan = self._plan()
+        history = History()
+        with ExitStack() as stack:
+            for callback in watchers:
+                callback.on_begin(self, epochs)
+                stack.callback(callback.on_end, self, history)
+            for _ in range(epochs):
+                order = self._rng.permutation(len(x)) if shuffle else np.arange(len(x))
+                start = time.perf_counter()
+                loss = plan.train_epoch(self._params, x, y, weight, order, batch_size, optimizer, state)
+                history.seconds.append(time.perf_counter() - start)
+                history.loss.append(loss)
+                if validation_data is not None:
+                    for name, value in self.evaluate(*validation_data).items():
+                        history.validation.setdefault(name, []).append(value)
+                if any([callback.on_epoch(self, history) for callback in watchers]):
+                    break
+        return history
+
+    def copy(self) -> MLP:
+        """An independent network with equal parameters, optimizer state and random state."""
+        twin = MLP.__new__(MLP)
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+    __copy__ = copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        spec = self._spec
+        return {
+            "layers": spec.sizes,
+            "activations": [f.name for f in spec.activations],
+            "loss": spec.loss.name,
+            "dtype": spec.dtype.name,
+            "params": self._params.copy(),
+            "rng": self._rng.bit_generator.state,
+            "training": self._training,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        *hidden, output = state["activations"]
+        bits = getattr(np.random, state["rng"]["bit_generator"])()
+        bits.state = state["rng"]
+        self._set_up(
+            _spec(state["layers"], hidden, output, state["loss"], state["dtype"]), np.random.Generator(bits)
+        )
+        self._params[...] = state["params"]
+        if state["training"] is not None:
+            optimizer, memory = state["training"]
+            copies = tuple(slot.copy() for slot in memory.slots)
+            self._training = optimizer, OptimizerState(copies, memory.step)
+
+    def _plan(self) -> Plan:
+        backend, plan = get_backend(), self._latest_plan
+        if plan is None or plan.backend is not backend:
+            plan = self._latest_plan = backend.plan(self._spec)
+        return plan
+
+    def _optimizer_state(self, optimizer: Optimizer) -> OptimizerState:
+        if self._training is None or self._training[0] != optimizer:
+            slots = tuple(_aligned_zeros(self.parameter_count, self.dtype) for _ in range(optimizer.slots))
+            self._training = optimizer, OptimizerState(slots)
+        return self._training[1]
+
+    def _inputs(self, name: str, x: Array) -> Array:
+        return _checks.array(name, x, (None, self.layers[0]), self.dtype)
+
+    def _targets(self, name: str, y: Array, samples: int) -> Array:
+        outputs = self.layers[-1]
+        if isinstance(y, np.ndarray) and y.ndim == 1 and outputs == 1 and self.loss.targets == "values":
+            y = y[:, np.newaxis]
+        return _checks.targets(name, y, self.loss, (samples, outputs), self.dtype)
+
+    def _data(
+        self, x: Array, y: Array, sample_weight: Array | None
+    ) -> tuple[Array, Array, Array | None]:
+        x = self._inputs("x", x)
+        if not len(x):
+            raise ValueError("x must have at least one row, got none")
+        weight = _checks.weights("sample_weight", sample_weight, len(x), self.dtype)
+        return x, self._targets("y", y, len(x)), weight
+
+    def _validation(self, data: Data) -> Data:
+        if not isinstance(data, tuple) or len(data) != 2:
+            raise TypeError(f"validation_data must be a tuple (x, y), got {type(data).__name__}")
+        x = self._inputs("validation_data[0]", data[0])
+        if not len(x):
+            raise ValueError("validation_data must have at least one row, got none")
+        return x, self._targets("validation_data[1]", data[1], len(x))
+
+
+def _spec(
+    layers: Sequence[int],
+    activation: str | Sequence[str],
+    output: str,
+    loss: str | None,
+    dtype: DTypeLike,
+) -> Spec:
+    sizes = tuple(_checks.integer(f"layers[{i}]", size, at_least=1) for i, size in enumerate(layers))
+    if len(sizes) < 2:
+        raise ValueError(f"layers must have at least two sizes, inputs and outputs, got {len(sizes)}")
+    names = [activation] * (len(sizes) - 2) if isinstance(activation, str) else list(activation)
+    if len(names) != len(sizes) - 2:
+        raise ValueError(
+            f"activation must be one name, or {len(sizes) - 2} for the hidden layers, got {len(names)}"
+        )
+    hidden = [activations.get(name) for name in names]
+    for f in hidden:
+        if f.rowwise:
+            raise ValueError(f"activation {f.name!r} serves as output only")
+    last = activations.get(output, "output activation")
+    chosen_loss = losses.default_for(last.name) if loss is None else losses.get(loss)
+    check_output(chosen_loss, last)
+    checked_dtype = np.dtype(dtype)
+    if checked_dtype not in (_checks.FLOAT32, _checks.FLOAT64):
+        raise ValueError(f"dtype must be float32 or float64, got {checked_dtype}")
+    return Spec(sizes, (*hidden, last), chosen_loss, checked_dtype)
+
+
+def _aligned_zeros(count: int, dtype: np.dtype[Any], alignment: int = 64) -> Array:
+    raw = np.zeros(count * dtype.itemsize + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + count * dtype.itemsize].view(dtype)
