@@ -8,9 +8,12 @@ namespace pyfastnn {
 namespace {
 
 // Waking a passive thread costs tens of microseconds: below about 150 of serial work one is faster.
-constexpr double parallel_multiply_adds = 4e6;
+constexpr double parallel_bytes = 4e7;
 
-int threads_for(double work) { return work >= parallel_multiply_adds ? threads::limit() : 1; }
+template <class T>
+int threads_for(double multiply_adds) {
+  return multiply_adds * sizeof(T) >= parallel_bytes ? threads::limit() : 1;
+}
 
 // [0, rows) in tiles of nearly equal height that a gemm call can take and that feed every thread.
 struct Tiles {
@@ -45,7 +48,7 @@ T* scratch_for(int threads) {
 template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
                    const Activation<T>& activation, T* z, T* a) {
-  const int threads = threads_for(multiply_adds(s));
+  const int threads = threads_for<T>(multiply_adds(s));
   const Tiles tiles(s.rows, threads);
   T* const scratch = scratch_for<T>(threads);
   T* const sums = z ? z : a;
@@ -73,7 +76,7 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, index first, index r
 template <class T>
 void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, const T* w, const T* slopes,
                       const Activation<T>& activation, T* out) {
-  const int threads = threads_for(multiply_adds(s));
+  const int threads = threads_for<T>(multiply_adds(s));
   const Tiles tiles(s.rows, threads);
   T* const scratch = scratch_for<T>(threads);
   threads::for_each(tiles.count, threads, [&](index tile, int thread) {
@@ -86,7 +89,7 @@ void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, c
 template <class T>
 void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* d, T* dw, T* db,
                     T* dx) {
-  const int threads = threads_for(multiply_adds(s) * (dx ? 2 : 1));
+  const int threads = threads_for<T>(multiply_adds(s) * (dx ? 2 : 1));
   const Tiles weights(s.inputs, threads), rows(s.rows, threads);
   T* const scratch = scratch_for<T>(threads);
   const index tasks = weights.count + (dx ? rows.count : 0) + 1;
@@ -112,7 +115,7 @@ double output_delta(const KernelTable<T>& kernels, index rows, index outputs, co
   constexpr index block = 256;
   const index blocks = (rows + block - 1) / block;
   std::vector<double> sums(blocks);
-  threads::for_each(blocks, threads_for(32.0 * double(rows) * double(outputs)), [&](index i, int) {
+  threads::for_each(blocks, threads_for<T>(32.0 * double(rows) * double(outputs)), [&](index i, int) {
     const index first = i * block, count = std::min(block, rows - first), offset = first * outputs;
     const T* const weight = targets.weight ? targets.weight + first : nullptr;
     T* const out = d ? d + offset : nullptr;

@@ -156,6 +156,12 @@ INLINE void multiply_panel(const Gemm<T>& g, index depth, index columns, index i
   panel_product<T, TransposedA, Vectors>(g.rows, depth, a, g.lda, packed_rows, b, ldb, start, start_stride, c, ldc);
 }
 
+template <class T>
+INLINE void copy_columns(index rows, index columns, const T* from, index from_stride, T* to, index to_stride) {
+  for (index i = 0; i < rows; i++, from += from_stride, to += to_stride)
+    for (index j = 0; j < columns; j++) to[j] = from[j];
+}
+
 INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
 
 template <class T, bool TransposedA, bool TransposedB>
@@ -171,10 +177,9 @@ void gemm(const Gemm<T>& g) {
   const index edge_first = g.columns % L ? g.columns / W * W : g.columns;
   const index edge_columns = g.columns - edge_first;
 
-  for (index i = 0; edge_columns && i < g.rows; i++) {
-    const T* from = g.start ? g.start + i * g.start_stride + edge_first : nullptr;
-    for (index j = 0; j < W; j++) edge[i * W + j] = from && j < edge_columns ? from[j] : T(0);
-  }
+  // A null start stays out of the loop: compiled to masked loads, it would fault at every row.
+  if (edge_columns) __builtin_memset(edge, 0, size_t(g.rows * W) * sizeof(T));
+  if (edge_columns && g.start) copy_columns(g.rows, edge_columns, g.start + edge_first, g.start_stride, edge, W);
 
   index k = 0;
   do {  // once even for depth 0: c = start
@@ -207,10 +212,7 @@ void gemm(const Gemm<T>& g) {
     k += depth;
   } while (k < g.depth);
 
-  for (index i = 0; edge_columns && i < g.rows; i++) {
-    T* to = g.c + i * g.ldc + edge_first;
-    for (index j = 0; j < edge_columns; j++) to[j] = edge[i * W + j];
-  }
+  if (edge_columns) copy_columns(g.rows, edge_columns, edge, W, g.c + edge_first, g.ldc);
 }
 
 // Row after row, so that threads and instruction sets agree to the bit.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ._typing import Array
 from .losses import Loss
@@ -78,16 +81,14 @@ def targets(name: str, value: object, loss: Loss, shape: tuple[int, int], dtype:
         if samples and (value.min() < 0 or value.max() >= outputs):
             wrong = value[(value < 0) | (value >= outputs)][0]
             raise ValueError(f"{name} must be labels from 0 to {outputs - 1}, got {wrong}")
-        return np.ascontiguousarray(value, dtype=np.int64)
+        return np.require(value, np.int64, ["C_CONTIGUOUS", "ALIGNED"])
     checked = array(name, value, shape, dtype)
     if loss.interval is not None and checked.size:
         low, high = loss.interval
         # Written so that NaN passes: it shows in the loss.
         if checked.min() < low or checked.max() > high:
             wrong = checked[(checked < low) | (checked > high)][0]
-            raise ValueError(
-                f"{name} must be in [{low:g}, {high:g}] for loss {loss.name!r}, got {wrong:g}"
-            )
+            raise ValueError(f"{name} must be in [{low:g}, {high:g}] for loss {loss.name!r}, got {wrong:g}")
     if loss.targets == "classes" and checked.size and abs(checked.sum(axis=1) - 1).max() > 1e-3:
         raise ValueError(f"{name} must have rows that sum to 1 (probabilities) for loss {loss.name!r}")
     return checked
@@ -98,9 +99,29 @@ def weights(name: str, value: object, samples: int, dtype: np.dtype[Any]) -> Arr
     if value is None:
         return None
     checked = array(name, value, (samples,), dtype)
-    if not (checked.min(initial=np.inf) >= 0 and 0 < checked.sum() < np.inf):
-        raise ValueError(f"{name} must be finite, not negative and not all zero")
+    with np.errstate(over="ignore"):
+        total = checked.sum()
+    if not (checked.min(initial=np.inf) >= 0 and 0 < total < np.inf):
+        raise ValueError(f"{name} must be finite, their sum too, not negative and not all zero")
     return checked
+
+
+def float_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
+    """float32 or float64."""
+    # None is float64 to NumPy: nobody asked for that.
+    if value is not None:
+        with suppress(TypeError):
+            dtype = np.dtype(value)
+            if dtype in (FLOAT32, FLOAT64):
+                return dtype
+    raise ValueError(f"{name} must be float32 or float64, got {value!r}")
+
+
+def items(name: str, value: object, expected: str) -> tuple[Any, ...]:
+    """The items of an iterable."""
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
+    return tuple(value)
 
 
 def integer(name: str, value: object, at_least: int) -> int:

@@ -6,6 +6,7 @@ import gzip
 import math
 import os
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def read_idx(path: str | os.PathLike[str]) -> Array:
     try:
         with opener(path, "rb") as file:
             content: bytes = file.read()
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is no complete gzip file: {error}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
         raise ValueError(f"{path} is no IDX file: it starts with {content[:4].hex(' ') or 'nothing'}")
@@ -98,8 +99,15 @@ def load_mnist(folder: str | os.PathLike[str], dtype: DTypeLike = "float32") -> 
         For a file that is damaged.
     """
     folder = Path(folder)
-    images, labels, test_images, test_labels = (read_idx(_find(folder, name)) for name in _MNIST_FILES)
-    return Split(_pixels(images, dtype), labels.astype(np.int64), _pixels(test_images, dtype), test_labels.astype(np.int64))
+    dtype = _checks.float_dtype("dtype", dtype)
+    arrays = [read_idx(_find(folder, name)) for name in _MNIST_FILES]
+    for images, labels, name in zip(arrays[::2], arrays[1::2], _MNIST_FILES[1::2], strict=True):
+        if images.ndim != 3 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{name} of shape {labels.shape} does not fit its images of shape {images.shape}"
+            )
+    x_train, y_train, x_test, y_test = arrays
+    return Split(_pixels(x_train, dtype), _labels(y_train), _pixels(x_test, dtype), _labels(y_test))
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -113,9 +121,13 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _pixels(images: Array, dtype: DTypeLike) -> Array:
-    rows = images.reshape(len(images), -1).astype(dtype)
+    rows = images.reshape(len(images), math.prod(images.shape[1:])).astype(dtype)
     rows /= 255
     return rows
+
+
+def _labels(labels: Array) -> Array:
+    return labels.astype(np.int64)
 
 
 def load_digits(dtype: DTypeLike = "float32", *, test_fraction: float = 0.2, seed: int = 0) -> Split:
@@ -143,13 +155,14 @@ def load_digits(dtype: DTypeLike = "float32", *, test_fraction: float = 0.2, see
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction!r}")
+    dtype = _checks.float_dtype("dtype", dtype)
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
         raise ImportError("the digits come with scikit-learn: pip install 'pyfastnn[datasets]'") from error
     x, y = load(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(x))
-    x, y = (x[order] / 16).astype(dtype), y[order].astype(np.int64)
+    x, y = (x[order] / 16).astype(dtype), _labels(y[order])
     train = len(x) - round(test_fraction * len(x))
     return Split(x[:train], y[:train], x[train:], y[train:])
 
@@ -176,12 +189,17 @@ def expm(samples: int, dtype: DTypeLike = "float32", *, seed: int | None = 0) ->
         Their exponentials.
     """
     samples = _checks.integer("samples", samples, at_least=0)
-    x = np.random.default_rng(seed).normal(size=(samples, 4)).astype(dtype)
-    a = x.astype(np.float64).reshape(-1, 2, 2)
+    x = np.random.default_rng(seed).normal(size=(samples, 4)).astype(_checks.float_dtype("dtype", dtype))
+    y = _exponentials(x.astype(np.float64).reshape(-1, 2, 2))
+    return x, y.reshape(-1, 4).astype(dtype)
+
+
+def _exponentials(a: Array) -> Array:
+    """Of matrices (n, 2, 2) in float64."""
     eye = np.eye(2)
     s = np.trace(a, axis1=1, axis2=2)[:, None, None] / 2
     rest = a - s * eye
     q = np.emath.sqrt(-np.linalg.det(rest))[:, None, None].astype(complex)
     ratio = np.where(abs(q) > 1e-8, np.sinh(q) / np.where(q == 0, 1, q), 1)
-    y = np.exp(s) * (np.cosh(q) * eye + ratio * rest).real
-    return x, y.reshape(-1, 4).astype(dtype)
+    exponentials: Array = np.exp(s) * (np.cosh(q) * eye + ratio * rest).real
+    return exponentials

@@ -114,12 +114,14 @@ def activation_delta(
     w1 = _checks.array("w1", w1, (None, m), d1.dtype)
     shape = n, w1.shape[0]
     s = a0 = _checks.array("a0", a0, shape, d1.dtype)
+    if z0 is not None:
+        z0 = _checks.array("z0", z0, shape, d1.dtype)
     if f.slope_from == "input":
         if z0 is None:
             raise ValueError(
                 f"activation {f.name!r} needs z0, the pre-activations: its slope is no function of a0"
             )
-        s = _checks.array("z0", z0, shape, d1.dtype)
+        s = z0
     out = _checks.output("out", out, shape, d1.dtype, {"d1": d1, "w1": w1, "a0": a0, "z0": z0})
     get_backend().activation_delta(d1, w1, s, f, out)
     return out

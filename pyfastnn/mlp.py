@@ -80,7 +80,10 @@ class MLP:
         seed: int | np.random.Generator | None = None,
     ) -> None:
         initialisation = None if init is None else initialisers.get(init)
-        rng = np.random.default_rng(seed)
+        try:
+            rng = np.random.default_rng(seed)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"seed must be an int >= 0, a Generator or None, got {seed!r}") from error
         self._set_up(_spec(layers, activation, output, loss, dtype), rng)
         for w, b, f in zip(self.weights, self.biases, self._spec.activations, strict=True):
             chosen = initialisation or initialisers.get(f.initialisation)
@@ -283,7 +286,7 @@ class MLP:
         optimizer = Adam() if optimizer is None else optimizers.check(optimizer)
         if validation_data is not None:
             validation_data = self._validation(validation_data)
-        watchers = list(callbacks)
+        watchers = [*_checks.items("callbacks", callbacks, "a list of pyfastnn.Callback objects")]
         for callback in watchers:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be pyfastnn.Callback objects, got {callback!r}")
@@ -364,9 +367,7 @@ class MLP:
             y = y[:, np.newaxis]
         return _checks.targets(name, y, self.loss, (samples, outputs), self.dtype)
 
-    def _data(
-        self, x: Array, y: Array, sample_weight: Array | None
-    ) -> tuple[Array, Array, Array | None]:
+    def _data(self, x: Array, y: Array, sample_weight: Array | None) -> tuple[Array, Array, Array | None]:
         x = self._inputs("x", x)
         if not len(x):
             raise ValueError("x must have at least one row, got none")
@@ -389,14 +390,17 @@ def _spec(
     loss: str | None,
     dtype: DTypeLike,
 ) -> Spec:
-    sizes = tuple(_checks.integer(f"layers[{i}]", size, at_least=1) for i, size in enumerate(layers))
+    given = _checks.items("layers", layers, "a sequence of int")
+    sizes = tuple(_checks.integer(f"layers[{i}]", size, at_least=1) for i, size in enumerate(given))
     if len(sizes) < 2:
         raise ValueError(f"layers must have at least two sizes, inputs and outputs, got {len(sizes)}")
-    names = [activation] * (len(sizes) - 2) if isinstance(activation, str) else list(activation)
-    if len(names) != len(sizes) - 2:
-        raise ValueError(
-            f"activation must be one name, or {len(sizes) - 2} for the hidden layers, got {len(names)}"
-        )
+    count = len(sizes) - 2
+    if isinstance(activation, str):
+        names: tuple[str, ...] = (activation,) * count
+    else:
+        names = _checks.items("activation", activation, "a name (str), or one for each hidden layer")
+    if len(names) != count:
+        raise ValueError(f"activation must be one name, or {count} for the hidden layers, got {len(names)}")
     hidden = [activations.get(name) for name in names]
     for f in hidden:
         if f.rowwise:
@@ -404,10 +408,7 @@ def _spec(
     last = activations.get(output, "output activation")
     chosen_loss = losses.default_for(last.name) if loss is None else losses.get(loss)
     check_output(chosen_loss, last)
-    checked_dtype = np.dtype(dtype)
-    if checked_dtype not in (_checks.FLOAT32, _checks.FLOAT64):
-        raise ValueError(f"dtype must be float32 or float64, got {checked_dtype}")
-    return Spec(sizes, (*hidden, last), chosen_loss, checked_dtype)
+    return Spec(sizes, (*hidden, last), chosen_loss, _checks.float_dtype("dtype", dtype))
 
 
 def _aligned_zeros(count: int, dtype: np.dtype[Any], alignment: int = 64) -> Array:

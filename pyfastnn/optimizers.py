@@ -17,7 +17,7 @@ class Updates(Protocol):
     """The updates that a backend offers; all work in place on flat arrays of one dtype."""
 
     def sgd(self, params: Array, gradient: Array, rate: float) -> None:
-        """W -= rate g."""
+        """w -= rate g."""
 
     def momentum(
         self, params: Array, gradient: Array, velocity: Array, rate: float, momentum: float, nesterov: bool
@@ -35,7 +35,7 @@ class Updates(Protocol):
         keep1: float,
         keep2: float,
     ) -> None:
-        """M += keep1 (g - m); v += keep2 (g^2 - v); w -= rate m / (sqrt(v) + epsilon)."""
+        """m += keep1 (g - m); v += keep2 (g^2 - v); w -= rate m / (sqrt(v) + epsilon)."""
 
 
 @dataclass
@@ -157,7 +157,8 @@ class Adam:
     def apply(self, updates: Updates, params: Array, gradient: Array, state: OptimizerState) -> None:
         state.step += 1
         rate, epsilon = self.corrected(state.step)
-        updates.adam(params, gradient, *state.slots, rate, epsilon, 1 - self.beta1, 1 - self.beta2)
+        first, second = state.slots
+        updates.adam(params, gradient, first, second, rate, epsilon, 1 - self.beta1, 1 - self.beta2)
 
 
 OPTIMIZERS: tuple[type[SGD] | type[Adam], ...] = (SGD, Adam)

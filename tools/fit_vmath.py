@@ -25,7 +25,9 @@ def interpolate(f: Function, low: float, high: float, degree: int) -> list[mp.mp
     return list(mp.lu_solve(vandermonde, mp.matrix([f(x) for x in nodes])))
 
 
-def rational(f: Function, low: float, high: float, top: int, bottom: int) -> tuple[list[mp.mpf], list[mp.mpf]]:
+def rational(
+    f: Function, low: float, high: float, top: int, bottom: int
+) -> tuple[list[mp.mpf], list[mp.mpf]]:
     """f ~ P/Q with Q(0) = 1, interpolated at Chebyshev nodes (P - f Q = 0 is linear)."""
     count = top + bottom + 1
     middle, half = (mp.mpf(low) + high) / 2, (mp.mpf(high) - low) / 2
@@ -78,7 +80,9 @@ def array(name: str, digits: int, coefficients: list[mp.mpf], note: str) -> str:
 
 def polynomial(name: str, digits: int, f: Function, low: float, high: float, degree: int) -> str:
     c = interpolate(f, low, high, degree)
-    return array(name, digits, c, f"degree {degree}, relative error {error(f, lambda x: evaluate(c, x), low, high)}")
+    return array(
+        name, digits, c, f"degree {degree}, relative error {error(f, lambda x: evaluate(c, x), low, high)}"
+    )
 
 
 # Over z in [0, 40], where even float64 has underflowed.

@@ -51,7 +51,7 @@ def load(name: str) -> Backend:
                 _loaded[name] = error
         entry = _loaded[name]
     if isinstance(entry, BackendUnavailableError):
-        raise BackendUnavailableError(f"backend {name!r} is not available: {entry}")
+        raise BackendUnavailableError(str(entry))  # a fresh one: raising adds to the traceback
     return entry
 
 
@@ -87,7 +87,7 @@ def _first_available() -> Backend:
             continue
         if reasons:
             warnings.warn(
-                f"pyfastnn falls back to its slower {name} backend: {'; '.join(reasons)}",
+                f"pyfastnn falls back to its slower {name} backend, because {'; '.join(reasons)}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -10,6 +10,8 @@ from ..activations import Activation
 from ..losses import Loss
 from .plan import Backend, BackendUnavailableError, batch_scale
 
+_MOST_THREADS = 2**31 - 1  # what a C int holds
+
 
 def import_core() -> ModuleType:
     """The extension module, or a BackendUnavailableError that says why not."""
@@ -20,7 +22,10 @@ def import_core() -> ModuleType:
     try:
         from pyfastnn import _core
     except ImportError as error:
-        raise BackendUnavailableError(f"the compiled core is missing ({error})") from error
+        raise BackendUnavailableError(
+            f"backend 'cpp' has no compiled core ({error}). Installing with PYFASTNN_REQUIRE_EXT=1 and a C++ "
+            "compiler builds it, or says why not"
+        ) from error
     finally:
         if policy is None:
             os.environ.pop("OMP_WAIT_POLICY", None)
@@ -74,9 +79,7 @@ class CppBackend(Backend):
     def activation_delta(self, d: Array, w: Array, s: Array, activation: Activation, out: Array) -> None:
         self._kernels.activation_delta(d, w, s, self._activation_ids[activation.name], out)
 
-    def dense_backward(
-        self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None
-    ) -> None:
+    def dense_backward(self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None) -> None:
         self._kernels.dense_backward(x, w, d, dw, db, dx)
 
     def output_delta(
@@ -121,7 +124,7 @@ class CppBackend(Backend):
         self._kernels.adam(params, gradient, first, second, rate, epsilon, keep1, keep2)
 
     def set_num_threads(self, threads: int) -> None:
-        self._core.set_thread_limit(threads)
+        self._core.set_thread_limit(min(threads, _MOST_THREADS))
 
     def get_num_threads(self) -> int:
         return self._core.thread_limit()

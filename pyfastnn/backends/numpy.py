@@ -34,9 +34,7 @@ class NumpyBackend(Backend):
         out[...] = activation.delta(d @ w.T, s)
 
     @_silent
-    def dense_backward(
-        self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None
-    ) -> None:
+    def dense_backward(self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None) -> None:
         np.matmul(x.T, d, out=dw)
         np.sum(d, axis=0, out=db)
         if dx is not None:
@@ -63,9 +61,11 @@ class NumpyBackend(Backend):
             out[...] = delta * factors.astype(a.dtype)[:, np.newaxis]
         return float(factors @ loss.value(a, targets).sum(axis=1, dtype=np.float64))
 
+    @_silent
     def sgd(self, params: Array, gradient: Array, rate: float) -> None:
         params -= rate * gradient
 
+    @_silent
     def momentum(
         self, params: Array, gradient: Array, velocity: Array, rate: float, momentum: float, nesterov: bool
     ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from ..optimizers import Optimizer, OptimizerState
 
 class BackendUnavailableError(ImportError):
     """A backend cannot work here; the message says why."""
+
+
+# Weights and biases of every layer, or their gradients.
+Layers: TypeAlias = tuple[tuple[Array, ...], tuple[Array, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Spec:
     def parameter_count(self) -> int:
         return sum((inputs + 1) * outputs for inputs, outputs in self.layers)
 
-    def unflatten(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    def unflatten(self, flat: Array) -> Layers:
         """Views of a flat vector (parameter_count,): weights and biases of every layer."""
         weights, biases = [], []
         start = 0
@@ -60,11 +65,12 @@ class Spec:
 def batch_scale(loss: Loss, shape: tuple[int, ...], weight: Array | None) -> float:
     """What turns the sum of w_i l_i over a batch of outputs (n, m) into the loss.
 
-    1 / sum w_i, over m for a mean over outputs; 0 where all weights are 0.
+    1 / sum w_i, over m for a mean over outputs; 0 where all weights are 0, or there is no output.
     """
     total = float(shape[0]) if weight is None else float(weight.sum(dtype=np.float64))
-    outputs = shape[1] if loss.mean_over_outputs else 1
-    return 1.0 / (total * outputs) if total else 0.0
+    if loss.mean_over_outputs:
+        total *= shape[1]
+    return 1.0 / total if total else 0.0
 
 
 class Backend(ABC):
@@ -84,17 +90,15 @@ class Backend(ABC):
     def dense_forward(
         self, x: Array, w: Array, b: Array, activation: Activation, z: Array | None, a: Array
     ) -> None:
-        """A = f(x w + b); z, where given, receives x w + b."""
+        """a = f(x w + b); z, where given, receives x w + b."""
 
     @abstractmethod
     def activation_delta(self, d: Array, w: Array, s: Array, activation: Activation, out: Array) -> None:
-        """Out (n, k) = (d w^T) f'(s); s (n, k) as ``activation.slope_from`` says."""
+        """out (n, k) = (d w^T) f'(s); s (n, k) as ``activation.slope_from`` says."""
 
     @abstractmethod
-    def dense_backward(
-        self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None
-    ) -> None:
-        """Dw = x^T d, db = sum of d over the batch and, where wanted, dx = d w^T."""
+    def dense_backward(self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None) -> None:
+        """dw = x^T d, db = sum of d over the batch and, where wanted, dx = d w^T."""
 
     @abstractmethod
     def output_delta(
@@ -132,7 +136,7 @@ class Backend(ABC):
     def plan(self, spec: Spec) -> Plan:
         return Plan(self, spec)
 
-    def set_num_threads(self, threads: int) -> None:
+    def set_num_threads(self, threads: int) -> None:  # noqa: B027 (a default, not a duty)
         """Limit the backend's own threads; 0: automatic. Backends without threads ignore it."""
 
     def get_num_threads(self) -> int:
@@ -169,7 +173,7 @@ class Plan:
         self.spec = spec
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
-        """Out (n, outputs) = the network at x (n, inputs)."""
+        """out (n, outputs) = the network at x (n, inputs)."""
         weights, biases = self.spec.unflatten(params)
         rows = min(len(x), self._forward_rows)
         hidden = [np.empty((rows, outputs), self.spec.dtype) for _, outputs in self.spec.layers[:-1]]
@@ -219,7 +223,9 @@ class Plan:
 
     def _backpropagate(
         self,
-        layers: tuple[tuple[tuple[Array, ...], tuple[Array, ...]], tuple[tuple[Array, ...], tuple[Array, ...]]],
+        layers: tuple[
+            tuple[tuple[Array, ...], tuple[Array, ...]], tuple[tuple[Array, ...], tuple[Array, ...]]
+        ],
         x: Array,
         y: Array,
         weight: Array | None,

@@ -1,0 +1,54 @@
+"""Fixtures: every backend that the registry and the core report, both dtypes, the real MNIST."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import pyfastnn as pf
+from pyfastnn.backends import load
+from pyfastnn.backends.cpp import CppBackend, instruction_sets
+from pyfastnn.backends.plan import Backend
+from pyfastnn.datasets import Split
+
+mpl.use("Agg")
+
+if os.environ.get("PYFASTNN_REQUIRE_EXT") == "1":
+    # Without this, a missing core would only make the tests fewer.
+    CppBackend()
+
+
+def _every_backend() -> list[Backend]:
+    """One instance per available backend, of the compiled one a further one per instruction set."""
+    names = [name for name, status in pf.backends().items() if status == "available"]
+    found = [load(name) for name in names if name != "cpp"]
+    return found + ([CppBackend(isa) for isa in instruction_sets()] if "cpp" in names else [])
+
+
+BACKENDS = {getattr(backend, "isa", backend.name): backend for backend in _every_backend()}
+COMPILED = [backend for backend in BACKENDS.values() if isinstance(backend, CppBackend)]
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Every backend in turn, in use during the test."""
+    with pf.use_backend(BACKENDS[request.param]) as chosen:
+        yield chosen
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> np.dtype[np.generic]:
+    return np.dtype(request.param)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Split:
+    """The real MNIST, from the folder that PYFASTNN_MNIST names."""
+    folder = os.environ.get("PYFASTNN_MNIST")
+    if not folder:
+        pytest.skip("PYFASTNN_MNIST does not name a folder with the four MNIST files")
+    return pf.datasets.load_mnist(folder)
