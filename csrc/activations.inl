@@ -141,7 +141,7 @@ constexpr Activation<T> elementwise() {
           }};
 }
 
-// The softmax of each row. A NaN or an infinity makes its whole row NaN through the sum.
+// The softmax of each row. A NaN or +infinity makes its whole row NaN through the sum.
 template <class T>
 void softmax_value(index rows, index columns, const T* z, T* a) {
   constexpr T lowest = T(-__builtin_inf());
@@ -181,7 +181,15 @@ void softmax_delta(index rows, index columns, const T* d, const T* a, T* out) {
 
 template <class T>
 constexpr Activation<T> activations[] = {
-    elementwise<T, Identity>(), elementwise<T, Sigmoid>(), elementwise<T, Tanh>(),     elementwise<T, Relu>(),
-    elementwise<T, LeakyRelu>(), elementwise<T, Elu>(),    elementwise<T, Softplus>(), elementwise<T, Gelu>(),
-    elementwise<T, Silu>(),     elementwise<T, Exp>(),     {"softmax", softmax_value<T>, softmax_delta<T>},
+    elementwise<T, Identity>(),
+    elementwise<T, Sigmoid>(),
+    elementwise<T, Tanh>(),
+    elementwise<T, Relu>(),
+    elementwise<T, LeakyRelu>(),
+    elementwise<T, Elu>(),
+    elementwise<T, Softplus>(),
+    elementwise<T, Gelu>(),
+    elementwise<T, Silu>(),
+    elementwise<T, Exp>(),
+    {"softmax", softmax_value<T>, softmax_delta<T>},
 };

@@ -7,43 +7,25 @@
 namespace pyfastnn {
 namespace {
 
-// Waking a passive thread costs tens of microseconds: below about 150 of serial work one is faster.
-constexpr double parallel_bytes = 4e7;
-
-template <class T>
-int threads_for(double multiply_adds) {
-  return multiply_adds * sizeof(T) >= parallel_bytes ? threads::limit() : 1;
-}
-
-// [0, rows) in tiles of nearly equal height that a gemm call can take and that feed every thread.
-struct Tiles {
-  index rows, count;
-
-  Tiles(index rows_, int threads) : rows(rows_), count((rows_ + max_tile_rows - 1) / max_tile_rows) {
-    if (threads > 1) count = std::min((count + threads - 1) / threads * threads, rows);
-  }
-  index begin(index tile) const { return rows * tile / count; }
-};
-
 struct AlignedDelete {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
 };
 
-// Scratch for the gemm calls of `threads` threads, kept by the calling thread for its next call.
+}  // namespace
+
 template <class T>
-T* scratch_for(int threads) {
+T* scratch_for(int threads, index size) {
   thread_local std::unique_ptr<T, AlignedDelete> buffer;
-  thread_local int capacity = 0;
-  if (threads > capacity) {
+  thread_local index capacity = 0;
+  const index wanted = threads * size;
+  if (wanted > capacity) {
     buffer.reset();
     capacity = 0;
-    buffer.reset(static_cast<T*>(::operator new(sizeof(T) * scratch_size<T> * threads, std::align_val_t(64))));
-    capacity = threads;
+    buffer.reset(static_cast<T*>(::operator new(sizeof(T) * wanted, std::align_val_t(64))));
+    capacity = wanted;
   }
   return buffer.get();
 }
-
-}  // namespace
 
 template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
@@ -97,13 +79,14 @@ void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, con
     T* const own = scratch + thread * scratch_size<T>;
     if (task < weights.count) {
       const index first = weights.begin(task), count = weights.begin(task + 1) - first;
-      kernels.gemm_at({count, s.outputs, s.rows, x + first, s.inputs, d, s.outputs, nullptr, 0,
-                       dw + first * s.outputs, s.outputs, own});
+      kernels.gemm_at({count, s.outputs, s.rows, x + first, s.inputs, d, s.outputs, nullptr, 0, dw + first * s.outputs,
+                       s.outputs, own});
     } else if (task + 1 < tasks) {
       const index tile = task - weights.count, first = rows.begin(tile);
       propagate(kernels, s, first, rows.begin(tile + 1) - first, d, w, dx, own);
     } else {
-      kernels.column_sums(s.rows, s.outputs, d, db);
+      std::fill_n(db, s.outputs, T(0));
+      kernels.add_rows(s.rows, s.outputs, s.outputs, d, db);
     }
   });
 }
@@ -133,13 +116,14 @@ double output_delta(const KernelTable<T>& kernels, index rows, index outputs, co
   return scale * sum;
 }
 
-#define INSTANTIATE(T)                                                                                         \
-  template void dense_forward(const KernelTable<T>&, LayerShape, const T*, const T*, const T*,                 \
-                              const Activation<T>&, T*, T*);                                                   \
-  template void activation_delta(const KernelTable<T>&, LayerShape, const T*, const T*, const T*,              \
-                                 const Activation<T>&, T*);                                                    \
-  template void dense_backward(const KernelTable<T>&, LayerShape, const T*, const T*, const T*, T*, T*, T*);   \
-  template double output_delta(const KernelTable<T>&, index, index, const T*, const Targets<T>&, double,       \
+#define INSTANTIATE(T)                                                                                               \
+  template T* scratch_for<T>(int, index);                                                                            \
+  template void dense_forward(const KernelTable<T>&, LayerShape, const T*, const T*, const T*, const Activation<T>&, \
+                              T*, T*);                                                                               \
+  template void activation_delta(const KernelTable<T>&, LayerShape, const T*, const T*, const T*,                    \
+                                 const Activation<T>&, T*);                                                          \
+  template void dense_backward(const KernelTable<T>&, LayerShape, const T*, const T*, const T*, T*, T*, T*);         \
+  template double output_delta(const KernelTable<T>&, index, index, const T*, const Targets<T>&, double,             \
                                const Loss<T>&, const Activation<T>&, bool, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -43,15 +43,36 @@ template <class T>
 double output_delta(const KernelTable<T>&, index rows, index outputs, const T* a, const Targets<T>&, double scale,
                     const Loss<T>&, const Activation<T>&, bool matched, T* d);
 
+// The threads that pay for that many multiply-adds in one parallel region: waking a passive thread
+// costs tens of microseconds, and below about 150 of serial work one thread is faster.
+template <class T>
+int threads_for(double multiply_adds) {
+  return multiply_adds * sizeof(T) >= 4e7 ? threads::limit() : 1;
+}
+
+// [0, rows) in tiles of nearly equal height that a gemm call can take and that feed every thread.
+struct Tiles {
+  index rows, count;
+
+  Tiles(index rows_, int threads) : rows(rows_), count((rows_ + max_tile_rows - 1) / max_tile_rows) {
+    if (threads > 1) count = std::min((count + threads - 1) / threads * threads, rows);
+  }
+  index begin(index tile) const { return rows * tile / count; }
+};
+
+// `size` elements for each of `threads` threads, aligned to 64 bytes where size is a multiple of it;
+// kept by the calling thread for its next call. Contents are undefined.
+template <class T>
+T* scratch_for(int threads, index size = scratch_size<T>);
+
 // f(first, count) over ranges of [0, count): the updates are bound by memory, and several threads
 // pay only where the arrays leave the caches of one core.
 template <class F>
 void for_ranges(index count, F f) {
   constexpr index range = index(1) << 16;
   const int threads = count >= 4 * range ? threads::limit() : 1;
-  threads::for_each((count + range - 1) / range, threads, [&](index i, int) {
-    f(i * range, std::min(range, count - i * range));
-  });
+  threads::for_each((count + range - 1) / range, threads,
+                    [&](index i, int) { f(i * range, std::min(range, count - i * range)); });
 }
 
 }  // namespace pyfastnn

@@ -2,10 +2,11 @@
 
 namespace pyfastnn {
 
-#define DECLARE(isa)                                 \
+#define DECLARE(isa)                                   \
   extern const KernelTable<float> kernels_##isa##_f32; \
   extern const KernelTable<double> kernels_##isa##_f64;
-#define ENTRY(isa) InstructionSet{#isa, &kernels_##isa##_f32, &kernels_##isa##_f64}
+#define ENTRY(isa) \
+  InstructionSet { #isa, &kernels_##isa##_f32, &kernels_##isa##_f64 }
 
 DECLARE(baseline)
 #if defined(__x86_64__)
@@ -19,8 +20,8 @@ const std::vector<InstructionSet>& instruction_sets() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) list.push_back(ENTRY(avx2));
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
       list.push_back(ENTRY(avx512));
 #endif
     return list;

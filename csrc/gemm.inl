@@ -1,29 +1,70 @@
 // Matrix products by a register tile of up to 6 rows x 2 vectors, or 8 rows x 1 vector.
 //
-// a is only ever broadcast, so it is read where it lies, row-major or transposed (element (i, k) at
-// i lda + k or k lda + i). b is read in whole vectors: where it lies when that is cheap and inside
+// a is only ever broadcast, so it is read where it lies: row-major, transposed, or through pointers
+// to the rows of a shuffled batch. b is read in whole vectors: where it lies when that is cheap and inside
 // its rows, else from a packed panel. Vectors run across the columns of c, and every element is
 // summed in the order of depth: blocking, packing and threads change no bit of the result.
 
 constexpr index wide_rows = 6, narrow_rows = 8;
 
+// Where element (i, k) of a is, seen from the first row and depth of a block.
+template <class T>
+struct RowMajor {  // i stride + k
+  static constexpr bool transposed = false;
+  const T* data;
+  index stride;
+  INLINE RowMajor of(const Gemm<T>& g) { return {g.a, g.lda}; }
+  RowMajor from(index i, index k) const { return {data + i * stride + k, stride}; }
+  const T* row(index i) const { return data + i * stride; }
+};
+template <class T>
+struct ColumnMajor {  // k stride + i
+  static constexpr bool transposed = true;
+  const T* data;
+  index stride;
+  INLINE ColumnMajor of(const Gemm<T>& g) { return {g.a, g.lda}; }
+  ColumnMajor from(index i, index k) const { return {data + k * stride + i, stride}; }
+  const T* column(index k) const { return data + k * stride; }
+};
+template <class T>
+struct RowPointers {  // k in rows[i]
+  static constexpr bool transposed = false;
+  const T* const* rows;
+  index offset;
+  INLINE RowPointers of(const Gemm<T>& g) { return {g.a_rows, g.a_offset}; }
+  RowPointers from(index i, index k) const { return {rows + i, offset + k}; }
+  const T* row(index i) const { return rows[i] + offset; }
+};
+template <class T>
+struct ColumnPointers {  // i in rows[k]
+  static constexpr bool transposed = true;
+  const T* const* rows;
+  index offset;
+  INLINE ColumnPointers of(const Gemm<T>& g) { return {g.a_rows, g.a_offset}; }
+  ColumnPointers from(index i, index k) const { return {rows + k, offset + i}; }
+  const T* column(index k) const { return rows[k] + offset; }
+};
+
 // c = start + a b for Rows x (Vectors lanes).
-template <class T, bool Transposed, int Rows, int Vectors>
-INLINE void tile(index depth, const T* a, index lda, const T* b, index ldb, const T* start, index start_stride, T* c,
-                 index ldc) {
+template <class T, int Rows, int Vectors, class A>
+INLINE void tile(index depth, A a, const T* b, index ldb, const T* start, index start_stride, T* c, index ldc) {
   constexpr int L = lanes<T>;
   Vec<T> sum[Rows][Vectors];
   UNROLL for (int i = 0; i < Rows; i++) {
     UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = start ? load<T>(start + i * start_stride + j * L) : Vec<T>{};
   }
-  const T* row[Rows];
-  UNROLL for (int i = 0; i < Rows; i++) row[i] = a + i * lda;
+  const T* row[Rows] = {};
+  if constexpr (!A::transposed) {
+    UNROLL for (int i = 0; i < Rows; i++) row[i] = a.row(i);
+  }
 #pragma GCC unroll 4
   for (index k = 0; k < depth; k++) {
     Vec<T> panel[Vectors];
     UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b + k * ldb + j * L);
+    const T* column = nullptr;
+    if constexpr (A::transposed) column = a.column(k);
     UNROLL for (int i = 0; i < Rows; i++) {
-      const T x = Transposed ? a[k * lda + i] : row[i][k];
+      const T x = A::transposed ? column[i] : row[i][k];
       UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += x * panel[j];
     }
   }
@@ -43,42 +84,38 @@ INLINE void balanced_blocks(index rows, index most, F f) {
   }
 }
 
-template <class T, bool Transposed, int Vectors>
-INLINE void tile_of_height(index height, index depth, const T* a, index lda, const T* b, index ldb, const T* start,
-                           index start_stride, T* c, index ldc) {
+template <class T, int Vectors, class A>
+INLINE void tile_of_height(index height, index depth, A a, const T* b, index ldb, const T* start, index start_stride,
+                           T* c, index ldc) {
 #define TILE(n) \
   case n:       \
-    return tile<T, Transposed, n, Vectors>(depth, a, lda, b, ldb, start, start_stride, c, ldc);
+    return tile<T, n, Vectors>(depth, a, b, ldb, start, start_stride, c, ldc);
   switch (height) {
-    TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
-    default:
-      if constexpr (Vectors == 1) {
-        switch (height) { TILE(7) TILE(8) }
-      }
+    TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) default : if constexpr (Vectors == 1) {
+      switch (height) { TILE(7) TILE(8) }
+    }
   }
 #undef TILE
 }
 
-// All rows of one panel of columns. Packed rows: blocks of wide_rows, one after the other.
-template <class T, bool Transposed, int Vectors>
-__attribute__((noinline)) void panel_product(index rows, index depth, const T* a, index lda, const T* packed,
-                                             const T* b, index ldb, const T* start, index start_stride, T* c,
-                                             index ldc) {
-  index block = 0;
-  balanced_blocks(rows, packed || Vectors == 2 ? wide_rows : narrow_rows, [&](index first, index height) {
-    const T* from = packed ? packed + block++ * wide_rows * depth : a + first * (Transposed ? 1 : lda);
-    tile_of_height<T, Transposed, Vectors>(height, depth, from, packed ? wide_rows : lda, b, ldb,
-                                           start ? start + first * start_stride : nullptr, start_stride,
-                                           c + first * ldc, ldc);
+// All rows of one panel of columns, in blocks of at most `most` rows; block(number, first) is where
+// the rows of a block start.
+template <class T, int Vectors, class Block>
+INLINE void panel_product(index rows, index most, index depth, Block block, const T* b, index ldb, const T* start,
+                          index start_stride, T* c, index ldc) {
+  index number = 0;
+  balanced_blocks(rows, most, [&](index first, index height) {
+    tile_of_height<T, Vectors>(height, depth, block(number++, first), b, ldb,
+                               start ? start + first * start_stride : nullptr, start_stride, c + first * ldc, ldc);
   });
 }
 
-// Transposed a (depth, rows) to blocks of wide_rows columns.
-template <class T>
-INLINE void pack_rows(index rows, index depth, const T* a, index lda, T* packed) {
+// Transposed a to blocks of wide_rows, each (depth, wide_rows).
+template <class T, class A>
+INLINE void pack_rows(index rows, index depth, A a, T* packed) {
   balanced_blocks(rows, wide_rows, [&](index first, index height) {
     for (index k = 0; k < depth; k++, packed += wide_rows) {
-      const T* from = a + k * lda + first;
+      const T* from = a.column(k) + first;
       if (first + wide_rows <= rows)
         __builtin_memcpy(packed, from, wide_rows * sizeof(T));
       else
@@ -140,22 +177,6 @@ INLINE void pack_transposed(index depth, index columns, const T* b, index ldb, T
   }
 }
 
-// One panel of columns [0, columns) of b, over all rows; columns <= Vectors lanes.
-template <class T, bool TransposedA, bool TransposedB, int Vectors>
-INLINE void multiply_panel(const Gemm<T>& g, index depth, index columns, index inside, bool pack, const T* a,
-                           const T* packed_rows, const T* b, const T* start, index start_stride, T* c, index ldc) {
-  index ldb = g.ldb;
-  if (TransposedB || pack) {
-    ldb = Vectors * lanes<T>;
-    if constexpr (TransposedB)
-      pack_transposed<T, Vectors>(depth, columns, b, g.ldb, g.scratch);
-    else
-      pack_panel<T, Vectors>(depth, inside, columns, b, g.ldb, g.scratch);
-    b = g.scratch;
-  }
-  panel_product<T, TransposedA, Vectors>(g.rows, depth, a, g.lda, packed_rows, b, ldb, start, start_stride, c, ldc);
-}
-
 template <class T>
 INLINE void copy_columns(index rows, index columns, const T* from, index from_stride, T* to, index to_stride) {
   for (index i = 0; i < rows; i++, from += from_stride, to += to_stride)
@@ -164,18 +185,22 @@ INLINE void copy_columns(index rows, index columns, const T* from, index from_st
 
 INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
 
-template <class T, bool TransposedA, bool TransposedB>
+template <class T, class A, bool TransposedB>
 void gemm(const Gemm<T>& g) {
   constexpr index L = lanes<T>, W = 2 * L;
-  T* const edge = g.scratch + max_depth * W;  // result columns past the last whole vector, padded
+  T* const panel = g.scratch;
+  T* const edge = panel + max_depth * W;  // result columns past the last whole vector, padded
   T* const packed_rows = edge + max_tile_rows * W;
+  const A whole_a = A::of(g);
+
+  const index edge_columns = g.padded || g.columns % L == 0 ? 0 : g.columns % W;
+  const index edge_first = g.columns - edge_columns;
+  const index last_column = g.padded ? (g.columns + L - 1) / L * L : g.columns;
 
   // Measured: packing pays where b overflows the first-level cache and is used often enough.
   const bool large = g.rows >= 24 && g.depth >= 24 && g.ldb > W && g.depth * g.ldb * index(sizeof(T)) > 28 * 1024;
-  const bool blocked = TransposedB || large || g.columns % L;
-  const bool pack_a = TransposedA && large && g.columns >= 4 * W && g.depth >= 128;
-  const index edge_first = g.columns % L ? g.columns / W * W : g.columns;
-  const index edge_columns = g.columns - edge_first;
+  const bool blocked = TransposedB || large || edge_columns;
+  const bool pack_a = A::transposed && large && g.columns >= 4 * W && g.depth >= 128;
 
   // A null start stays out of the loop: compiled to masked loads, it would fault at every row.
   if (edge_columns) __builtin_memset(edge, 0, size_t(g.rows * W) * sizeof(T));
@@ -185,26 +210,45 @@ void gemm(const Gemm<T>& g) {
   do {  // once even for depth 0: c = start
     const index blocks = blocked ? (g.depth - k + max_depth - 1) / max_depth : 1;
     const index depth = blocks ? (g.depth - k + blocks - 1) / blocks : 0;
-    const T* const a = g.a + (TransposedA ? k * g.lda : k);
-    if (pack_a) pack_rows<T>(g.rows, depth, a, g.lda, packed_rows);
-    for (index n = 0; n < g.columns; n += W) {
-      const index columns = g.columns - n < W ? g.columns - n : W;
-      const bool at_edge = n == edge_first;
-      const T* const b = g.b + (TransposedB ? n * g.ldb + k : k * g.ldb + n);
+    const A a = whole_a.from(0, k);
+    if constexpr (A::transposed) {
+      if (pack_a) pack_rows<T>(g.rows, depth, a, packed_rows);
+    }
+    for (index n = 0; n < last_column; n += W) {
+      const bool at_edge = edge_columns && n == edge_first;
       T* const c = at_edge ? edge : g.c + n;
       const index ldc = at_edge ? W : g.ldc;
       const bool first = k == 0 && !at_edge;
       const T* const start = !first ? c : g.start ? g.start + n : nullptr;
       const index start_stride = first ? g.start_stride : ldc;
+
       const auto multiply = [&](auto vectors) {
         constexpr int V = decltype(vectors)::value;
-        // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
-        const index rows_past = (n + V * L - g.columns + g.ldb - 1) / g.ldb;
-        const index inside = at_edge ? clamp(g.depth - rows_past - k, depth) : depth;
-        multiply_panel<T, TransposedA, TransposedB, V>(g, depth, columns, inside, large || at_edge, a,
-                                                       pack_a ? packed_rows : nullptr, b, start, start_stride, c, ldc);
+        const T* b = g.b + (TransposedB ? n * g.ldb + k : k * g.ldb + n);
+        index ldb = g.ldb;
+        if (TransposedB || large || at_edge) {
+          const index columns = clamp(g.columns - n, V * L);
+          // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
+          const index rows_past = (n + V * L - g.columns + g.ldb - 1) / g.ldb;
+          const index inside = at_edge ? clamp(g.depth - rows_past - k, depth) : depth;
+          if constexpr (TransposedB)
+            pack_transposed<T, V>(depth, columns, b, ldb, panel);
+          else
+            pack_panel<T, V>(depth, inside, columns, b, ldb, panel);
+          b = panel;
+          ldb = V * L;
+        }
+        if (pack_a)
+          panel_product<T, V>(
+              g.rows, wide_rows, depth,
+              [&](index number, index) { return ColumnMajor<T>{packed_rows + number * wide_rows * depth, wide_rows}; },
+              b, ldb, start, start_stride, c, ldc);
+        else
+          panel_product<T, V>(
+              g.rows, V == 2 ? wide_rows : narrow_rows, depth, [&](index, index row) { return a.from(row, 0); }, b, ldb,
+              start, start_stride, c, ldc);
       };
-      if (columns > L)
+      if (last_column - n > L)
         multiply(std::integral_constant<int, 2>{});
       else
         multiply(std::integral_constant<int, 1>{});
@@ -215,10 +259,29 @@ void gemm(const Gemm<T>& g) {
   if (edge_columns) copy_columns(g.rows, edge_columns, edge, W, g.c + edge_first, g.ldc);
 }
 
+template <class T>
+void squeeze(index rows, index columns, index stride, const T* from, T* to) {
+  // What vectors write past a row, later rows overwrite; the last rows are written to measure.
+  const index reach = (columns + lanes<T> - 1) / lanes<T> * lanes<T>;
+  index r = 0;
+  for (; r * columns + reach <= rows * columns && r < rows; r++) {
+    for (index j = 0; j < columns; j += lanes<T>) store<T>(to + r * columns + j, load<T>(from + r * stride + j));
+  }
+  for (; r < rows; r++) __builtin_memcpy(to + r * columns, from + r * stride, size_t(columns) * sizeof(T));
+}
+
+template <class T>
+void spread(index rows, index columns, index stride, const T* from, T* to) {
+  const index whole = columns / lanes<T> * lanes<T>, rest = columns - whole;
+  for (index r = 0; r < rows; r++) {
+    for (index j = 0; j < whole; j += lanes<T>) store<T>(to + r * stride + j, load<T>(from + r * columns + j));
+    if (rest) store<T>(to + r * stride + whole, load_part<T>(from + r * columns + whole, rest));
+  }
+}
+
 // Row after row, so that threads and instruction sets agree to the bit.
 template <class T>
-void column_sums(index rows, index columns, const T* x, T* sums) {
-  __builtin_memset(sums, 0, size_t(columns) * sizeof(T));
+void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
   for (index r = 0; r < rows; r++)
-    map<T>(columns, sums, [](Vec<T> sum, Vec<T> y) { return sum + y; }, sums, x + r * columns);
+    map<T>(columns, sums, [](Vec<T> sum, Vec<T> y) { return sum + y; }, sums, x + r * stride);
 }

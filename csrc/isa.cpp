@@ -22,21 +22,29 @@ namespace {
 #include "losses.inl"
 #include "optimizers.inl"
 #include "gemm.inl"
+#include "limits.inl"
 
 template <class T>
 constexpr KernelTable<T> make_table() {
-  return {gemm<T, false, false>,
-          gemm<T, true, false>,
-          gemm<T, false, true>,
-          column_sums<T>,
+  return {gemm<T, RowMajor<T>, false>,
+          gemm<T, ColumnMajor<T>, false>,
+          gemm<T, RowMajor<T>, true>,
+          gemm<T, RowPointers<T>, false>,
+          gemm<T, ColumnPointers<T>, false>,
+          squeeze<T>,
+          spread<T>,
+          lanes<T>,
+          add_rows<T>,
           activations<T>,
           int(sizeof activations<T> / sizeof *activations<T>),
           losses<T>,
           int(sizeof losses<T> / sizeof *losses<T>),
           label_cross_entropy<T>,
-          sgd<T>,
-          momentum<T>,
-          adam<T>};
+          rules<T>,
+          int(sizeof rules<T> / sizeof *rules<T>),
+          multiply_add_rounds<T>,
+          multiply_add_chains * lanes<T>,
+          read_all<T>};
 }
 
 }  // namespace

@@ -17,8 +17,8 @@ constexpr index panel_bytes = 128;
 
 // Elements of scratch that one gemm call needs: a packed panel, a padded result panel, packed rows.
 template <class T>
-constexpr index scratch_size = (max_depth + max_tile_rows) * (panel_bytes / index(sizeof(T))) +
-                               max_tile_rows* max_depth;
+constexpr index scratch_size =
+    (max_depth + max_tile_rows) * (panel_bytes / index(sizeof(T))) + max_tile_rows * max_depth;
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
 // by one fused multiply-add per step, whatever the blocking.
@@ -34,12 +34,19 @@ struct Gemm {
   T* c;
   index ldc;
   T* scratch;  // scratch_size<T>, aligned to 64 bytes
+  // The rows of b (of gemm, gemm_at), start and c have room for whole vectors past the last column:
+  // what they hold there is read and written.
+  bool padded = false;
+  // In gemm_rows and gemm_at_rows, the rows of a (of a transposed, its rows of `depth`) lie at
+  // a_rows[i] + a_offset instead: a shuffled batch needs no copy.
+  const T* const* a_rows = nullptr;
+  index a_offset = 0;
 };
 
 template <class T>
 struct Activation {
   const char* name;
-  void (*value)(index rows, index columns, const T* z, T* a);                    // a may be z
+  void (*value)(index rows, index columns, const T* z, T* a);                // a may be z
   void (*delta)(index rows, index columns, const T* d, const T* s, T* out);  // out may be d
 };
 
@@ -48,8 +55,17 @@ struct Loss {
   const char* name;
   // Returns sum_i weight_i l_i. Writes to d, unless it is null, scale weight_i times a - y where
   // matched, else dl/da. A null weight is 1 throughout.
-  double (*rows)(index rows, index columns, const T* a, const T* y, const T* weight, double scale,
-                 bool matched, T* d);
+  double (*rows)(index rows, index columns, const T* a, const T* y, const T* weight, double scale, bool matched, T* d);
+};
+
+// An optimizer's update of a range of parameters: w, and what it remembers in `slots` arrays, from
+// the gradient g and the numbers of the step (max_numbers of them).
+constexpr int max_numbers = 4, max_slots = 2;
+template <class T>
+struct Rule {
+  const char* name;
+  int slots;
+  void (*apply)(index count, T* w, const T* g, T* const* slots, const double* numbers);
 };
 
 template <class T>
@@ -57,20 +73,31 @@ struct KernelTable {
   void (*gemm)(const Gemm<T>&);
   void (*gemm_at)(const Gemm<T>&);
   void (*gemm_bt)(const Gemm<T>&);
-  void (*column_sums)(index rows, index columns, const T* x, T* sums);
+  void (*gemm_rows)(const Gemm<T>&);
+  void (*gemm_at_rows)(const Gemm<T>&);
+  // From rows of `stride` to rows of `columns` behind one another, and back. The wide rows have room
+  // for whole vectors; spread fills it with zeros.
+  void (*squeeze)(index rows, index columns, index stride, const T* from, T* to);
+  void (*spread)(index rows, index columns, index stride, const T* from, T* to);
+  index lanes;
+  // sums (columns) += the rows of x.
+  void (*add_rows)(index rows, index columns, index stride, const T* x, T* sums);
 
   const Activation<T>* activations;
   int activation_count;
   const Loss<T>* losses;
   int loss_count;
   // Cross-entropy with integer labels: as Loss::rows with matched, y the one-hot rows.
-  double (*label_cross_entropy)(index rows, index columns, const T* a, const std::int64_t* labels,
-                                const T* weight, double scale, T* d);
+  double (*label_cross_entropy)(index rows, index columns, const T* a, const std::int64_t* labels, const T* weight,
+                                double scale, T* d);
 
-  void (*sgd)(index count, T* w, const T* g, T rate);
-  void (*momentum)(index count, T* w, const T* g, T* velocity, T rate, T momentum, bool nesterov);
-  // w -= rate m / (sqrt(v) + epsilon); keep1 = 1 - beta1, keep2 = 1 - beta2.
-  void (*adam)(index count, T* w, const T* g, T* m, T* v, T rate, T epsilon, T keep1, T keep2);
+  const Rule<T>* rules;
+  int rule_count;
+
+  // The machine's limits: rounds of multiply_adds_per_round, and a pass over count elements.
+  T (*multiply_add_rounds)(index rounds);
+  index multiply_adds_per_round;
+  T (*read_all)(index count, const T* x);
 };
 
 }  // namespace pyfastnn

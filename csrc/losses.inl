@@ -97,8 +97,7 @@ T loss_row(index columns, const T* a, const T* y, T factor, bool matched, T* d) 
 }
 
 template <class T, class L>
-double loss_rows(index rows, index columns, const T* a, const T* y, const T* weight, double scale, bool matched,
-                 T* d) {
+double loss_rows(index rows, index columns, const T* a, const T* y, const T* weight, double scale, bool matched, T* d) {
   double sum = 0;
   for (index r = 0; r < rows; r++) {
     const double w = weight ? double(weight[r]) : 1.0;
@@ -126,7 +125,10 @@ double label_cross_entropy(index rows, index columns, const T* a, const std::int
 
 template <class T>
 constexpr Loss<T> losses[] = {
-    {MeanSquare::name, loss_rows<T, MeanSquare>},     {Quadratic::name, loss_rows<T, Quadratic>},
-    {CrossEntropy::name, loss_rows<T, CrossEntropy>}, {BinaryCrossEntropy::name, loss_rows<T, BinaryCrossEntropy>},
-    {Huber::name, loss_rows<T, Huber>},               {Poisson::name, loss_rows<T, Poisson>},
+    {MeanSquare::name, loss_rows<T, MeanSquare>},
+    {Quadratic::name, loss_rows<T, Quadratic>},
+    {CrossEntropy::name, loss_rows<T, CrossEntropy>},
+    {BinaryCrossEntropy::name, loss_rows<T, BinaryCrossEntropy>},
+    {Huber::name, loss_rows<T, Huber>},
+    {Poisson::name, loss_rows<T, Poisson>},
 };

@@ -4,11 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
+#include <chrono>
 #include <optional>
-#include <stdexcept>
+#include <variant>
 
 #include "dense.hpp"
 #include "dispatch.hpp"
+#include "plan.hpp"
 
 namespace py = pybind11;
 
@@ -113,46 +116,67 @@ class Kernels {
       const index rows = a.shape(0), outputs = a.shape(1);
       T* d_data = output<T>(d);
       return without_lock(8 * double(rows) * double(outputs), [&] {
-        return pyfastnn::output_delta(table<T>(), rows, outputs, input<T>(a), targets, scale,
-                                      table<T>().losses[loss], table<T>().activations[activation], matched, d_data);
+        return pyfastnn::output_delta(table<T>(), rows, outputs, input<T>(a), targets, scale, table<T>().losses[loss],
+                                      table<T>().activations[activation], matched, d_data);
       });
     });
   }
 
-  void sgd(Array w, const Array& g, double rate) const {
-    update(w, [&](auto* w_data, index first, index count) {
-      using T = std::decay_t<decltype(*w_data)>;
-      table<T>().sgd(count, w_data + first, input<T>(g) + first, T(rate));
+  void update(int rule, Array w, const Array& g, std::vector<Array> slots, std::vector<double> numbers) const {
+    numbers.resize(max_numbers);
+    by_dtype(w, [&](auto zero) {
+      using T = decltype(zero);
+      T *w_data = output<T>(w), *slot_data[max_slots] = {};
+      for (size_t i = 0; i < slots.size(); i++) slot_data[i] = output<T>(slots[i]);
+      const index size = w.size();
+      without_lock(double(size), [&] {
+        for_ranges(size, [&](index first, index count) {
+          T* part[max_slots] = {};
+          for (size_t i = 0; i < slots.size(); i++) part[i] = slot_data[i] + first;
+          table<T>().rules[rule].apply(count, w_data + first, input<T>(g) + first, part, numbers.data());
+        });
+      });
     });
   }
 
-  void momentum(Array w, const Array& g, Array velocity, double rate, double momentum, bool nesterov) const {
-    update(w, [&](auto* w_data, index first, index count) {
-      using T = std::decay_t<decltype(*w_data)>;
-      table<T>().momentum(count, w_data + first, input<T>(g) + first, output<T>(velocity) + first, T(rate),
-                          T(momentum), nesterov);
+  // Multiply-adds a second in the dtype of the array, over about `work` of them.
+  double multiply_add_rate(const Array& like, double work, int threads) const {
+    return by_dtype(like, [&](auto zero) {
+      const auto& kernels = table<decltype(zero)>();
+      const auto rounds = index(work / double(kernels.multiply_adds_per_round));
+      return double(rounds) * double(kernels.multiply_adds_per_round) /
+             seconds_of(threads, rounds, [&](index share, int) { return kernels.multiply_add_rounds(share); });
     });
   }
 
-  void adam(Array w, const Array& g, Array m, Array v, double rate, double epsilon, double keep1, double keep2) const {
-    update(w, [&](auto* w_data, index first, index count) {
-      using T = std::decay_t<decltype(*w_data)>;
-      table<T>().adam(count, w_data + first, input<T>(g) + first, output<T>(m) + first, output<T>(v) + first, T(rate),
-                      T(epsilon), T(keep1), T(keep2));
+  // Bytes a second of reading the rows of a float32 array, one row a thread, `passes` times in all.
+  double read_rate(const Array& rows, index passes) const {
+    const index count = rows.shape(1);
+    const float* data = input<float>(rows);
+    const double seconds = seconds_of(int(rows.shape(0)), passes, [&](index share, int thread) {
+      float sum = 0;
+      for (index pass = 0; pass < share; pass++) sum += set_->f32->read_all(count, data + thread * count);
+      return sum;
     });
+    return double(passes) * double(count) * sizeof(float) / seconds;
   }
 
   std::vector<std::string> activations() const { return names(set_->f32->activations, set_->f32->activation_count); }
   std::vector<std::string> losses() const { return names(set_->f32->losses, set_->f32->loss_count); }
+  std::vector<std::string> rules() const { return names(set_->f32->rules, set_->f32->rule_count); }
 
  private:
+  // Wall time of f(share, thread) on shares of `count` that add up to it.
   template <class F>
-  static void update(Array& w, F f) {
-    by_dtype(w, [&](auto zero) {
-      auto* data = output<decltype(zero)>(w);
-      const index size = w.size();
-      without_lock(double(size), [&] { for_ranges(size, [&](index first, index count) { f(data, first, count); }); });
+  static double seconds_of(int threads, index count, F f) {
+    constexpr index shares = 64;
+    py::gil_scoped_release release;
+    std::atomic<double> sink{0};  // keeps the results, and with them the work, alive
+    const auto start = std::chrono::steady_clock::now();
+    threads::for_each(shares, threads, [&](index i, int thread) {
+      sink = double(f(count * (i + 1) / shares - count * i / shares, thread));
     });
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
   template <class Entry>
@@ -163,6 +187,76 @@ class Kernels {
   }
 
   const InstructionSet* set_ = nullptr;
+};
+
+// A network laid out for one instruction set and dtype.
+class Plan {
+  // f(network, T{}) with the network in its dtype.
+  template <class F>
+  auto visit(F f) const {
+    if (const auto* network = std::get_if<Network<float>>(&network_)) return f(*network, 0.0f);
+    return f(std::get<Network<double>>(network_), 0.0);
+  }
+
+ public:
+  Plan(const Kernels& kernels, const Array& like, const std::vector<index>& sizes, const std::vector<int>& activations,
+       const std::vector<bool>& slopes_from_input, int loss, bool matched, bool mean_over_outputs) {
+    by_dtype(like, [&](auto zero) {
+      using T = decltype(zero);
+      network_ =
+          Network<T>(kernels.table<T>(), sizes, activations, slopes_from_input, loss, matched, mean_over_outputs);
+    });
+  }
+
+  void predict(const Array& params, const Array& x, Array out) const {
+    visit([&](auto& network, auto zero) {
+      using T = decltype(zero);
+      T* to = output<T>(out);
+      const index count = x.shape(0);
+      without_lock(double(count) * double(network.compact_size),
+                   [&] { pyfastnn::predict(network, input<T>(params), input<T>(x), count, to); });
+    });
+  }
+
+  double loss_and_gradient(const Array& params, const Array& x, const Array& y, const OptionalArray& weight,
+                           Array gradient) const {
+    return visit([&](auto& network, auto zero) {
+      using T = decltype(zero);
+      const Samples<T> samples = samples_of<T>(x, y, weight, nullptr, x.shape(0));
+      T* to = output<T>(gradient);
+      return without_lock(3 * double(samples.count) * double(network.compact_size),
+                          [&] { return pyfastnn::loss_and_gradient(network, input<T>(params), samples, to); });
+    });
+  }
+
+  double train_epoch(Array params, const Array& x, const Array& y, const OptionalArray& weight, const Array& order,
+                     index batch, const Kernels& kernels, int rule, std::vector<Array> slots,
+                     const Array& numbers) const {
+    return visit([&](auto& network, auto zero) {
+      using T = decltype(zero);
+      const Samples<T> samples = samples_of<T>(x, y, weight, input<std::int64_t>(order), order.shape(0));
+      T *params_data = output<T>(params), *slot_data[max_slots] = {};
+      for (size_t i = 0; i < slots.size(); i++) slot_data[i] = output<T>(slots[i]);
+      const Steps<T> steps{&kernels.table<T>().rules[rule], input<double>(numbers)};
+      py::gil_scoped_release release;
+      return pyfastnn::train_epoch(network, params_data, slot_data, samples, batch, steps);
+    });
+  }
+
+ private:
+  template <class T>
+  static Samples<T> samples_of(const Array& x, const Array& y, const OptionalArray& weight, const std::int64_t* order,
+                               index count) {
+    const bool labels = y.dtype().kind() == 'i';
+    return {input<T>(x),
+            labels ? nullptr : input<T>(y),
+            labels ? input<std::int64_t>(y) : nullptr,
+            weight ? input<T>(*weight) : nullptr,
+            order,
+            count};
+  }
+
+  std::variant<std::monostate, Network<float>, Network<double>> network_;
 };
 
 std::vector<std::string> instruction_set_names() {
@@ -185,11 +279,19 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const std::string&>())
       .def("activations", &Kernels::activations)
       .def("losses", &Kernels::losses)
+      .def("rules", &Kernels::rules)
+      .def_property_readonly_static("max_numbers", [](const py::object&) { return pyfastnn::max_numbers; })
       .def("dense_forward", &Kernels::dense_forward)
       .def("activation_delta", &Kernels::activation_delta)
       .def("dense_backward", &Kernels::dense_backward)
       .def("output_delta", &Kernels::output_delta)
-      .def("sgd", &Kernels::sgd)
-      .def("momentum", &Kernels::momentum)
-      .def("adam", &Kernels::adam);
+      .def("update", &Kernels::update)
+      .def("multiply_add_rate", &Kernels::multiply_add_rate)
+      .def("read_rate", &Kernels::read_rate);
+  py::class_<pyfastnn::Plan>(m, "Plan")
+      .def(py::init<const Kernels&, const py::array&, const std::vector<pyfastnn::index>&, const std::vector<int>&,
+                    const std::vector<bool>&, int, bool, bool>())
+      .def("predict", &pyfastnn::Plan::predict)
+      .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient)
+      .def("train_epoch", &pyfastnn::Plan::train_epoch);
 }

@@ -1,40 +1,69 @@
-// Updates of a range of parameters. Formulas and sources: pyfastnn/optimizers.py.
+// One struct per update rule: apply(w, g, slots, numbers) on vectors of parameters. The numbers of a
+// step are what pyfastnn/optimizers.py computes; formulas and sources are there.
 
-template <class T>
-void sgd(index count, T* w, const T* g, T rate) {
-  map<T>(count, w, [=](Vec<T> p, Vec<T> d) { return p - rate * d; }, w, g);
-}
+struct GradientDescent {
+  static constexpr const char* name = "sgd";
+  static constexpr int slots = 0;
+  template <class T>
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>*, const T* numbers) {
+    return w - numbers[0] * g;
+  }
+};
 
-template <class T>
-void momentum(index count, T* w, const T* g, T* velocity, T rate, T momentum, bool nesterov) {
-  map<T>(count, velocity, [=](Vec<T> v, Vec<T> d) { return momentum * v + d; }, velocity, g);
-  if (nesterov)
-    map<T>(count, w, [=](Vec<T> p, Vec<T> v, Vec<T> d) { return p - rate * (momentum * v + d); }, w, velocity, g);
-  else
-    map<T>(count, w, [=](Vec<T> p, Vec<T> v) { return p - rate * v; }, w, velocity);
-}
+struct Momentum {
+  static constexpr const char* name = "momentum";
+  static constexpr int slots = 1;
+  template <class T>
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
+    slot[0] = numbers[1] * slot[0] + g;
+    return w - numbers[0] * slot[0];
+  }
+};
 
-template <class T>
-void adam(index count, T* w, const T* g, T* m, T* v, T rate, T epsilon, T keep1, T keep2) {
-  const auto step = [=](Vec<T>& p, Vec<T> d, Vec<T>& first, Vec<T>& second) {
-    first = first + keep1 * (d - first);
-    second = second + keep2 * (d * d - second);
-    p = p - rate * first / (square_root(second) + epsilon);
-  };
+struct Nesterov {
+  static constexpr const char* name = "nesterov";
+  static constexpr int slots = 1;
+  template <class T>
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
+    slot[0] = numbers[1] * slot[0] + g;
+    return w - numbers[0] * (numbers[1] * slot[0] + g);
+  }
+};
+
+struct AdaptiveMoments {
+  static constexpr const char* name = "adam";
+  static constexpr int slots = 2;
+  template <class T>
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
+    slot[0] = slot[0] + numbers[2] * (g - slot[0]);
+    slot[1] = slot[1] + numbers[3] * (g * g - slot[1]);
+    return w - numbers[0] * slot[0] / (square_root(slot[1]) + numbers[1]);
+  }
+};
+
+template <class T, class R>
+void apply_rule(index count, T* w, const T* g, T* const* slots, const double* numbers) {
+  T rounded[max_numbers];
+  for (int i = 0; i < max_numbers; i++) rounded[i] = T(numbers[i]);
+  Vec<T> slot[R::slots + 1];
   index i = 0;
   for (; i + lanes<T> <= count; i += lanes<T>) {
-    Vec<T> p = load<T>(w + i), first = load<T>(m + i), second = load<T>(v + i);
-    step(p, load<T>(g + i), first, second);
-    store<T>(w + i, p);
-    store<T>(m + i, first);
-    store<T>(v + i, second);
+    UNROLL for (int s = 0; s < R::slots; s++) slot[s] = load<T>(slots[s] + i);
+    store<T>(w + i, R::template apply<T>(load<T>(w + i), load<T>(g + i), slot, rounded));
+    UNROLL for (int s = 0; s < R::slots; s++) store<T>(slots[s] + i, slot[s]);
   }
-  if (i < count) {
-    const index rest = count - i;
-    Vec<T> p = load_part<T>(w + i, rest), first = load_part<T>(m + i, rest), second = load_part<T>(v + i, rest);
-    step(p, load_part<T>(g + i, rest), first, second);
-    store_part<T>(w + i, p, rest);
-    store_part<T>(m + i, first, rest);
-    store_part<T>(v + i, second, rest);
+  if (const index rest = count - i) {
+    UNROLL for (int s = 0; s < R::slots; s++) slot[s] = load_part<T>(slots[s] + i, rest);
+    store_part<T>(w + i, R::template apply<T>(load_part<T>(w + i, rest), load_part<T>(g + i, rest), slot, rounded),
+                  rest);
+    UNROLL for (int s = 0; s < R::slots; s++) store_part<T>(slots[s] + i, slot[s], rest);
   }
 }
+
+template <class T>
+constexpr Rule<T> rules[] = {
+    {GradientDescent::name, GradientDescent::slots, apply_rule<T, GradientDescent>},
+    {Momentum::name, Momentum::slots, apply_rule<T, Momentum>},
+    {Nesterov::name, Nesterov::slots, apply_rule<T, Nesterov>},
+    {AdaptiveMoments::name, AdaptiveMoments::slots, apply_rule<T, AdaptiveMoments>},
+};

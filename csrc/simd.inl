@@ -80,12 +80,12 @@ VECTOR_MINMAX(double, pd)
 VECTOR_MINMAX(float, ps)
 VECTOR_MINMAX(double, pd)
 #else
-#define VECTOR_MINMAX(T, root)                                                     \
+#define VECTOR_MINMAX(T, root)                                                    \
   INLINE Vec<T> minimum(Vec<T> bound, Vec<T> x) { return bound < x ? bound : x; } \
   INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return bound > x ? bound : x; } \
-  INLINE Vec<T> square_root(Vec<T> x) {                                            \
-    for (int i = 0; i < lanes<T>; i++) x[i] = root(x[i]);                          \
-    return x;                                                                      \
+  INLINE Vec<T> square_root(Vec<T> x) {                                           \
+    for (int i = 0; i < lanes<T>; i++) x[i] = root(x[i]);                         \
+    return x;                                                                     \
   }
 VECTOR_MINMAX(float, __builtin_sqrtf)
 VECTOR_MINMAX(double, __builtin_sqrt)

@@ -1,12 +1,17 @@
 // The only file, with threads.cpp, that knows how work is spread over threads (OpenMP or nothing).
 #pragma once
 
+#include <atomic>
 #include <string>
+#include <thread>
 
 #include "kernels.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
 #endif
 
 namespace pyfastnn::threads {
@@ -32,5 +37,75 @@ void for_each(index count, int threads, F f) {
   (void)threads;
   for (index i = 0; i < count; i++) f(i, 0);
 }
+
+// f(thread, threads) once on each thread of a team of at most `threads`. f must not throw.
+template <class F>
+void team(int threads, F f) {
+#if defined(_OPENMP)
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    f(omp_get_thread_num(), omp_get_num_threads());
+    return;
+  }
+#endif
+  f(0, 1);
+}
+
+// Where a team waits for its last member: spinning for some microseconds, then giving way, since a
+// member that is not on a processor may need this one.
+class Barrier {
+ public:
+  void wait(int threads) {
+    if (threads == 1) return;
+    const unsigned phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
+      if (spins < 4000)
+        relax();
+      else
+        std::this_thread::yield();
+    }
+  }
+
+ private:
+  static void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> phase_{0};
+};
+
+// Denormal numbers count as zero on this thread while this object lives: they cost a hundred times
+// the normal ones, and vanishing gradients are full of them.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | (1u << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  std::uint64_t saved_;
+#else
+  FlushDenormals() {}
+#endif
+};
 
 }  // namespace pyfastnn::threads

@@ -98,7 +98,11 @@ _TAIL = (
 
 
 def normal_cdf(z: Array) -> Array:
-    """P(Z <= z) of the standard normal distribution, to a few units in the last place."""
+    """P(Z <= z) of the standard normal distribution.
+
+    To a few units in the last place, and z^2 / 2 more in the left tail, where that is what the
+    rounding of the argument costs.
+    """
     # 40 standard deviations out, even float64 has underflowed; the bound keeps t finite.
     u = np.minimum(np.abs(z), 40)
     t = (u - 4) / (u + 4)

@@ -20,7 +20,6 @@ from .kernels import check_output
 from .losses import Loss
 from .optimizers import Adam, Optimizer, OptimizerState
 
-# Two targets of data arrive as (inputs, targets), as in Keras and scikit-learn.
 Data = tuple[Array, Array]
 
 
@@ -251,7 +250,7 @@ class MLP:
         x : (n, inputs) array of the network's dtype, n >= 1
         y : array
             Targets: (n, outputs) of the network's dtype, or for cross_entropy (n,) integer labels.
-            Network with one output take (n,) too.
+            A network with one output takes (n,) too.
         epochs : int
             Passes over the data.
         batch_size : int
@@ -261,7 +260,7 @@ class MLP:
         shuffle : bool
             A new order each epoch.
         sample_weight : (n,) array of the network's dtype, optional
-            Not negative. A weight of 2 counts as the sample twice.
+            Not negative. Each batch is averaged with them: sum of w l over sum of w.
         validation_data : (x, y), optional
             Evaluated after each epoch.
         callbacks : iterable of Callback

@@ -1,41 +1,49 @@
-"""The list of optimizers: hyperparameters, and what one step computes from them.
+"""The list of optimizers: hyperparameters, update rules, and what one step computes from them.
 
 An optimizer is an immutable value. What it remembers between steps (velocity, moments) is an
-:class:`OptimizerState`, which belongs to the network; the elementwise work is the backend's.
+:class:`OptimizerState`, which belongs to the network. Its ``rule`` names the elementwise update, and
+``numbers`` are the numbers that the rule takes at a step.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Protocol
+
+import numpy as np
 
 from ._typing import Array
 
 
-class Updates(Protocol):
-    """The updates that a backend offers; all work in place on flat arrays of one dtype."""
+def _sgd(w: Array, g: Array, rate: float) -> None:
+    w -= rate * g
 
-    def sgd(self, params: Array, gradient: Array, rate: float) -> None:
-        """w -= rate g."""
 
-    def momentum(
-        self, params: Array, gradient: Array, velocity: Array, rate: float, momentum: float, nesterov: bool
-    ) -> None:
-        """v = momentum v + g; w -= rate v, or with nesterov w -= rate (momentum v + g)."""
+def _momentum(w: Array, g: Array, v: Array, rate: float, momentum: float) -> None:
+    v[...] = momentum * v + g
+    w -= rate * v
 
-    def adam(
-        self,
-        params: Array,
-        gradient: Array,
-        first: Array,
-        second: Array,
-        rate: float,
-        epsilon: float,
-        keep1: float,
-        keep2: float,
-    ) -> None:
-        """m += keep1 (g - m); v += keep2 (g^2 - v); w -= rate m / (sqrt(v) + epsilon)."""
+
+def _nesterov(w: Array, g: Array, v: Array, rate: float, momentum: float) -> None:
+    v[...] = momentum * v + g
+    w -= rate * (momentum * v + g)
+
+
+def _adam(
+    w: Array, g: Array, m: Array, v: Array, rate: float, epsilon: float, keep1: float, keep2: float
+) -> None:
+    m += keep1 * (g - m)
+    v += keep2 * (g * g - v)
+    w -= rate * m / (np.sqrt(v) + epsilon)
+
+
+RULES: Mapping[str, Callable[..., None]] = MappingProxyType(
+    {"sgd": _sgd, "momentum": _momentum, "nesterov": _nesterov, "adam": _adam}
+)
+"""Update rules by name: rule(w, g, *slots, *numbers), elementwise and in place."""
 
 
 @dataclass
@@ -50,11 +58,15 @@ class Optimizer(Protocol):
     """What the training loop asks of an optimizer."""
 
     @property
-    def slots(self) -> int:
-        """How many arrays of the size of the parameters it needs."""
+    def rule(self) -> str:
+        """A name of ``RULES``."""
 
-    def apply(self, updates: Updates, params: Array, gradient: Array, state: OptimizerState) -> None:
-        """One step, in place."""
+    @property
+    def slots(self) -> int:
+        """How many arrays of the size of the parameters the rule remembers."""
+
+    def numbers(self, first: int, count: int) -> Array:
+        """The numbers of steps first, first + 1, ... (counted from 1): a (count, ...) array, float64."""
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -91,8 +103,6 @@ class SGD:
     momentum: float = field(default=0.0, kw_only=True)
     nesterov: bool = field(default=False, kw_only=True)
 
-    name: ClassVar[str] = "sgd"
-
     def __post_init__(self) -> None:
         _check("learning_rate", self.learning_rate, 0, math.inf)
         _check("momentum", self.momentum, 0, 1)
@@ -100,17 +110,18 @@ class SGD:
             raise ValueError("nesterov needs a momentum > 0, got momentum=0.0")
 
     @property
+    def rule(self) -> str:
+        if not self.momentum:
+            return "sgd"
+        return "nesterov" if self.nesterov else "momentum"
+
+    @property
     def slots(self) -> int:
         return 1 if self.momentum else 0
 
-    def apply(self, updates: Updates, params: Array, gradient: Array, state: OptimizerState) -> None:
-        state.step += 1
-        if self.momentum:
-            updates.momentum(
-                params, gradient, state.slots[0], self.learning_rate, self.momentum, self.nesterov
-            )
-        else:
-            updates.sgd(params, gradient, self.learning_rate)
+    def numbers(self, first: int, count: int) -> Array:
+        constant = [self.learning_rate, self.momentum][: 1 + self.slots]
+        return np.tile(np.array(constant, np.float64), (count, 1))
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,7 @@ class Adam:
     beta2: float = field(default=0.999, kw_only=True)
     epsilon: float = field(default=1e-8, kw_only=True)
 
-    name: ClassVar[str] = "adam"
+    rule: ClassVar[str] = "adam"
     slots: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
@@ -149,16 +160,14 @@ class Adam:
         _check("beta2", self.beta2, 0, 1)
         _check("epsilon", self.epsilon, 0, math.inf)
 
-    def corrected(self, step: int) -> tuple[float, float]:
-        """Rate and epsilon of step 1, 2, ... with the bias corrections folded in."""
-        root = math.sqrt(1 - self.beta2**step)
-        return self.learning_rate * root / (1 - self.beta1**step), self.epsilon * root
-
-    def apply(self, updates: Updates, params: Array, gradient: Array, state: OptimizerState) -> None:
-        state.step += 1
-        rate, epsilon = self.corrected(state.step)
-        first, second = state.slots
-        updates.adam(params, gradient, first, second, rate, epsilon, 1 - self.beta1, 1 - self.beta2)
+    def numbers(self, first: int, count: int) -> Array:
+        steps = np.arange(first, first + count, dtype=np.float64)
+        root = np.sqrt(1 - self.beta2**steps)
+        numbers = np.empty((count, 4))
+        numbers[:, 0] = self.learning_rate * root / (1 - self.beta1**steps)
+        numbers[:, 1] = self.epsilon * root
+        numbers[:, 2:] = 1 - self.beta1, 1 - self.beta2
+        return numbers
 
 
 OPTIMIZERS: tuple[type[SGD] | type[Adam], ...] = (SGD, Adam)

@@ -33,7 +33,9 @@ def test_an_instruction_set_exports_its_two_tables_and_nothing_else(tmp_path, na
     defines = [f"-DVECTOR_BYTES={vector_bytes}", f"-DISA_NAME={name}"]
     options = ["-std=c++17", "-O0", "-fPIC", "-fno-exceptions", "-Wno-psabi", *flags, *defines]
     subprocess.run([COMPILER, *options, "-c", SOURCE, "-o", target], check=True)
-    listing = subprocess.run(["nm", "--defined-only", "--extern-only", target], capture_output=True, check=True)
+    listing = subprocess.run(
+        ["nm", "--defined-only", "--extern-only", target], capture_output=True, check=True
+    )
     symbols = sorted(line.split()[-1] for line in listing.stdout.decode().splitlines())
     assert [symbol[-len(f"{name}_f32E") :] for symbol in symbols] == [f"{name}_f32E", f"{name}_f64E"]
 

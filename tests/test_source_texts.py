@@ -30,7 +30,7 @@ def test_one_weight_learns(backend, dtype):
     w = np.array([[0.15]], dtype)
     dw, _, _ = pf.dense_backward(incoming, w, d)
     np.testing.assert_allclose(dw, [[-0.142]], rtol=0, atol=5e-4)
-    backend.sgd(w.reshape(1), dw.reshape(1), 0.05)
+    backend.update("sgd", w.reshape(1), dw.reshape(1), [], [0.05])
     np.testing.assert_allclose(w, [[0.1571]], rtol=0, atol=5e-5)
 
 

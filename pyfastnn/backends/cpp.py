@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import ModuleType
+
+import numpy as np
 
 from .._typing import Array
 from ..activations import Activation
 from ..losses import Loss
-from .plan import Backend, BackendUnavailableError, batch_scale
+from ..optimizers import Optimizer, OptimizerState
+from .plan import Backend, BackendUnavailableError, Plan, Spec, batch_scale
 
 _MOST_THREADS = 2**31 - 1  # what a C int holds
 
@@ -66,6 +70,7 @@ class CppBackend(Backend):
         self.isa = wanted
         self._activation_ids = {name: i for i, name in enumerate(self._kernels.activations())}
         self._loss_ids = {name: i for i, name in enumerate(self._kernels.losses())}
+        self._rule_ids = {name: i for i, name in enumerate(self._kernels.rules())}
 
     @property
     def description(self) -> str:
@@ -102,32 +107,76 @@ class CppBackend(Backend):
             out,
         )
 
-    def sgd(self, params: Array, gradient: Array, rate: float) -> None:
-        self._kernels.sgd(params, gradient, rate)
-
-    def momentum(
-        self, params: Array, gradient: Array, velocity: Array, rate: float, momentum: float, nesterov: bool
+    def update(
+        self, rule: str, params: Array, gradient: Array, slots: Sequence[Array], numbers: Sequence[float]
     ) -> None:
-        self._kernels.momentum(params, gradient, velocity, rate, momentum, nesterov)
+        self._kernels.update(self._rule_ids[rule], params, gradient, slots, numbers)
 
-    def adam(
-        self,
-        params: Array,
-        gradient: Array,
-        first: Array,
-        second: Array,
-        rate: float,
-        epsilon: float,
-        keep1: float,
-        keep2: float,
-    ) -> None:
-        self._kernels.adam(params, gradient, first, second, rate, epsilon, keep1, keep2)
+    def plan(self, spec: Spec) -> Plan:
+        return CppPlan(self, spec)
 
     def set_num_threads(self, threads: int) -> None:
         self._core.set_thread_limit(min(threads, _MOST_THREADS))
 
     def get_num_threads(self) -> int:
         return self._core.thread_limit()
+
+
+class CppPlan(Plan):
+    """A plan that runs whole epochs in the compiled core, without the interpreter lock."""
+
+    def __init__(self, backend: CppBackend, spec: Spec) -> None:
+        super().__init__(backend, spec)
+        self._cpp = backend
+        self._compiled = backend._core.Plan(
+            backend._kernels,
+            np.empty(0, spec.dtype),
+            spec.sizes,
+            [backend._activation_ids[f.name] for f in spec.activations],
+            [f.slope_from == "input" for f in spec.activations],
+            backend._loss_ids[spec.loss.name],
+            spec.loss.matched == spec.activations[-1].name,
+            spec.loss.mean_over_outputs,
+        )
+
+    def forward(self, params: Array, x: Array, out: Array) -> None:
+        self._compiled.predict(params, x, out)
+
+    def loss_and_gradient(
+        self, params: Array, x: Array, y: Array, weight: Array | None, gradient: Array
+    ) -> float:
+        return self._compiled.loss_and_gradient(params, x, y, weight, gradient)
+
+    def train_epoch(
+        self,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        order: Array,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> float:
+        batch_size = min(batch_size, len(order))
+        steps = -(-len(order) // batch_size)
+        given = optimizer.numbers(state.step + 1, steps)
+        numbers = np.zeros((steps, self._cpp._kernels.max_numbers))
+        numbers[:, : given.shape[1]] = given
+        loss = self._compiled.train_epoch(
+            params,
+            x,
+            y,
+            weight,
+            order,
+            batch_size,
+            self._cpp._kernels,
+            self._cpp._rule_ids[optimizer.rule],
+            state.slots,
+            numbers,
+        )
+        state.step += steps
+        return loss
 
 
 def load() -> CppBackend:

@@ -5,11 +5,14 @@ Floating-point events pass silently, as in compiled code: NaN and infinity show 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .._typing import Array
 from ..activations import Activation
 from ..losses import Loss
+from ..optimizers import RULES
 from .plan import Backend, batch_scale
 
 _silent = np.errstate(all="ignore")
@@ -62,32 +65,11 @@ class NumpyBackend(Backend):
         return float(factors @ loss.value(a, targets).sum(axis=1, dtype=np.float64))
 
     @_silent
-    def sgd(self, params: Array, gradient: Array, rate: float) -> None:
-        params -= rate * gradient
-
     @_silent
-    def momentum(
-        self, params: Array, gradient: Array, velocity: Array, rate: float, momentum: float, nesterov: bool
+    def update(
+        self, rule: str, params: Array, gradient: Array, slots: Sequence[Array], numbers: Sequence[float]
     ) -> None:
-        velocity *= momentum
-        velocity += gradient
-        params -= rate * (momentum * velocity + gradient) if nesterov else rate * velocity
-
-    @_silent
-    def adam(
-        self,
-        params: Array,
-        gradient: Array,
-        first: Array,
-        second: Array,
-        rate: float,
-        epsilon: float,
-        keep1: float,
-        keep2: float,
-    ) -> None:
-        first += keep1 * (gradient - first)
-        second += keep2 * (gradient * gradient - second)
-        params -= rate * first / (np.sqrt(second) + epsilon)
+        RULES[rule](params, gradient, *slots, *numbers)
 
 
 def _one_hot(labels: Array, like: Array) -> Array:

@@ -8,6 +8,7 @@ overlap no input.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -113,25 +114,10 @@ class Backend(ABC):
         """The loss of a batch; out, where given, receives its derivative with respect to z."""
 
     @abstractmethod
-    def sgd(self, params: Array, gradient: Array, rate: float) -> None: ...
-
-    @abstractmethod
-    def momentum(
-        self, params: Array, gradient: Array, velocity: Array, rate: float, momentum: float, nesterov: bool
-    ) -> None: ...
-
-    @abstractmethod
-    def adam(
-        self,
-        params: Array,
-        gradient: Array,
-        first: Array,
-        second: Array,
-        rate: float,
-        epsilon: float,
-        keep1: float,
-        keep2: float,
-    ) -> None: ...
+    def update(
+        self, rule: str, params: Array, gradient: Array, slots: Sequence[Array], numbers: Sequence[float]
+    ) -> None:
+        """One step of the rule of an optimizer, in place; see ``pyfastnn.optimizers.RULES``."""
 
     def plan(self, spec: Spec) -> Plan:
         return Plan(self, spec)
@@ -218,7 +204,9 @@ class Plan:
             ys = y.take(rows, axis=0, out=y_batch[:count], mode="clip")
             ws = None if weight is None else weight[rows]
             total += count * self._backpropagate(layers, xs, ys, ws, workspace)
-            optimizer.apply(self.backend, params, gradient, state)
+            numbers = optimizer.numbers(state.step + 1, 1)[0].tolist()
+            self.backend.update(optimizer.rule, params, gradient, state.slots, numbers)
+            state.step += 1
         return total / len(order)
 
     def _backpropagate(

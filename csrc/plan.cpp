@@ -1,0 +1,89 @@
+#include "plan.hpp"
+
+#include <algorithm>
+
+#include "dense.hpp"
+
+namespace pyfastnn {
+namespace {
+
+index round_up(index size, index unit) { return (size + unit - 1) / unit * unit; }
+
+}  // namespace
+
+template <class T>
+Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes, const std::vector<int>& activations,
+                    const std::vector<bool>& slopes_from_input, int loss_id, bool matched_, bool mean)
+    : kernels(&table), loss(&table.losses[loss_id]), matched(matched_), mean_over_outputs(mean) {
+  for (size_t i = 0; i + 1 < sizes.size(); i++) {
+    Layer<T> layer{};
+    layer.inputs = sizes[i];
+    layer.outputs = sizes[i + 1];
+    layer.width = layer.stride = round_up(layer.outputs, table.lanes);
+    // Rows a multiple of 256 bytes apart would meet in few sets of the first-level cache.
+    if (layer.stride * sizeof(T) >= 512 && layer.stride * sizeof(T) % 256 == 0) layer.stride += 64 / sizeof(T);
+    layer.weights = padded_size;
+    layer.biases = layer.weights + layer.inputs * layer.width;
+    padded_size = round_up(layer.biases + layer.width, 64 / sizeof(T));
+    compact_size += (layer.inputs + 1) * layer.outputs;
+    layer.activation = &table.activations[activations[i]];
+    layer.slope_from_input = slopes_from_input[i];
+    layers.push_back(layer);
+  }
+}
+
+template <class T>
+void Network<T>::pad(const T* compact, T* padded) const {
+  for (const Layer<T>& layer : layers) {
+    // Weights and biases lie behind one another in both layouts: rows of outputs, of width.
+    kernels->spread(layer.inputs + 1, layer.outputs, layer.width, compact, padded + layer.weights);
+    compact += (layer.inputs + 1) * layer.outputs;
+  }
+}
+
+template <class T>
+void Network<T>::unpad(const T* padded, T* compact) const {
+  for (const Layer<T>& layer : layers) {
+    for (index row = 0; row <= layer.inputs; row++, compact += layer.outputs)
+      std::copy_n(padded + layer.weights + row * layer.width, layer.outputs, compact);
+  }
+}
+
+template <class T>
+void predict(const Network<T>& network, const T* params, const T* x, index count, T* out) {
+  double work = 0;
+  index widest = 0;
+  for (const Layer<T>& layer : network.layers) {
+    work += multiply_adds({count, layer.inputs, layer.outputs});
+    widest = std::max(widest, layer.outputs);
+  }
+  const int threads = threads_for<T>(work);
+  const Tiles tiles(count, threads);
+  const index tile_size = max_tile_rows * widest;
+  // Two rows of tiles in turn: the outputs of one layer are the inputs of the next.
+  T* const scratch = scratch_for<T>(threads, scratch_size<T> + 2 * tile_size);
+  threads::for_each(tiles.count, threads, [&](index tile, int thread) {
+    T* const own = scratch + thread * (scratch_size<T> + 2 * tile_size);
+    const index first = tiles.begin(tile), rows = tiles.begin(tile + 1) - first;
+    const T* from = x + first * network.layers.front().inputs;
+    const T* w = params;
+    for (size_t i = 0; i < network.layers.size(); i++) {
+      const Layer<T>& layer = network.layers[i];
+      const bool last = i + 1 == network.layers.size();
+      T* const to = last ? out + first * layer.outputs : own + scratch_size<T> + index(i % 2) * tile_size;
+      const T* const b = w + layer.inputs * layer.outputs;
+      network.kernels->gemm(
+          {rows, layer.outputs, layer.inputs, from, layer.inputs, w, layer.outputs, b, 0, to, layer.outputs, own});
+      layer.activation->value(rows, layer.outputs, to, to);
+      from = to;
+      w = b + layer.outputs;
+    }
+  });
+}
+
+template struct Network<float>;
+template struct Network<double>;
+template void predict(const Network<float>&, const float*, const float*, index, float*);
+template void predict(const Network<double>&, const double*, const double*, index, double*);
+
+}  // namespace pyfastnn

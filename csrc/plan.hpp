@@ -1,0 +1,86 @@
+// A network laid out for the training schedules: every row of weights, and every row of activations,
+// padded to whole vectors, so that no kernel meets an edge.
+#pragma once
+
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace pyfastnn {
+
+// An array aligned to 64 bytes. Contents start as zero: padding must never hold NaN.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(index size) : storage_(size_t(size) + alignment) {}
+  T* data() {
+    return storage_.data() +
+           (alignment - reinterpret_cast<std::uintptr_t>(storage_.data()) / sizeof(T) % alignment) % alignment;
+  }
+
+ private:
+  static constexpr index alignment = 64 / sizeof(T);
+  std::vector<T> storage_;
+};
+
+template <class T>
+struct Layer {
+  index inputs, outputs;
+  index width;            // outputs rounded up to whole vectors: the stride of the weights
+  index stride;           // of a row of activations: width, kept off the powers of two
+  index weights, biases;  // offsets into the padded parameters
+  const Activation<T>* activation;
+  bool slope_from_input;
+};
+
+// What never changes: shapes, offsets, kernels. Shared by all calls, of all threads.
+template <class T>
+struct Network {
+  const KernelTable<T>* kernels;
+  std::vector<Layer<T>> layers;
+  const Loss<T>* loss;
+  bool matched;            // the loss with the output activation: dl/dz = a - y
+  bool mean_over_outputs;  // else sum
+  index padded_size = 0, compact_size = 0;
+
+  Network(const KernelTable<T>&, const std::vector<index>& sizes, const std::vector<int>& activations,
+          const std::vector<bool>& slopes_from_input, int loss, bool matched, bool mean_over_outputs);
+
+  // Between the flat parameters that Python sees and the padded ones.
+  void pad(const T* compact, T* padded) const;
+  void unpad(const T* padded, T* compact) const;
+};
+
+// Samples, and in which order they are taken: rows of x (inputs), of y (outputs) or labels.
+template <class T>
+struct Samples {
+  const T* x;
+  const T* y;                  // null with labels
+  const std::int64_t* labels;  // null with y
+  const T* weight;             // null: 1
+  const std::int64_t* order;   // null: as they lie
+  index count;
+};
+
+// The optimizer over the steps of an epoch.
+template <class T>
+struct Steps {
+  const Rule<T>* rule;
+  const double* numbers;  // (steps, max_numbers)
+};
+
+// out (count, outputs) = the network at x (count, inputs), with the parameters as Python sees them.
+template <class T>
+void predict(const Network<T>&, const T* params, const T* x, index count, T* out);
+
+// The loss of all samples as one batch, and its gradient.
+template <class T>
+double loss_and_gradient(const Network<T>&, const T* params, const Samples<T>&, T* gradient);
+
+// One pass over the samples in batches, the last one maybe short; returns the mean loss on the way.
+// params and the slots are compact, and updated in place.
+template <class T>
+double train_epoch(const Network<T>&, T* params, T* const* slots, const Samples<T>&, index batch, const Steps<T>&);
+
+}  // namespace pyfastnn

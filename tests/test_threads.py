@@ -1,0 +1,165 @@
+"""Threads: limits, equal bits whatever their number, concurrent callers, forked children."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from processes import run_python
+
+import pyfastnn as pf
+
+
+@pytest.fixture(autouse=True)
+def _automatic_afterwards() -> Iterator[None]:
+    yield
+    pf.set_num_threads(0)
+
+
+def test_limit(backend):
+    automatic = pf.get_num_threads()
+    assert automatic >= 1
+    for threads in (1, 2, np.int64(3)):
+        pf.set_num_threads(threads)
+        assert pf.get_num_threads() == min(threads, automatic)
+    # More than any machine has, and more than a C int holds.
+    for threads in (10**6, 2**40, 0):
+        pf.set_num_threads(threads)
+        assert pf.get_num_threads() == automatic
+
+
+def test_limit_set_before_the_first_use():
+    code = """
+    import pyfastnn as pf
+    pf.set_num_threads(1)
+    print(pf.get_num_threads())
+    """
+    assert run_python(code, PYFASTNN_BACKEND=pf.get_backend().name).split() == ["1"]
+
+
+def test_openmp_variable_is_a_limit():
+    code = "import pyfastnn as pf; print(pf.get_num_threads())"
+    settings = {"PYFASTNN_BACKEND": pf.get_backend().name, "OMP_NUM_THREADS": "1"}
+    assert run_python(code, **settings).split() == ["1"]
+
+
+def forward(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
+    x, w, b = (rng.normal(size=size).astype(dtype) for size in ((509, 263), (263, 131), (131,)))
+    return [pf.dense_forward(x, w, b, name) for name in ("identity", "tanh", "softmax")]
+
+
+def backward(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
+    x, w, d = (rng.normal(size=size).astype(dtype) for size in ((509, 263), (263, 131), (509, 131)))
+    delta = pf.activation_delta(d, w, np.tanh(x), "tanh")
+    return [*pf.dense_backward(x, w, d), delta]
+
+
+def loss(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
+    a, y = rng.uniform(size=(2, 3001, 101)).astype(dtype)
+    weight = rng.uniform(size=len(a)).astype(dtype)
+    labels = rng.integers(0, a.shape[1], len(a))
+    results = [
+        pf.output_delta(a, y, "mse", "sigmoid"),
+        pf.output_delta(a, y, "mse", "softmax", sample_weight=weight),
+        pf.output_delta(a, labels),
+    ]
+    return [np.asarray(part) for result in results for part in result]
+
+
+def fit(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
+    x = rng.normal(size=(700, 150)).astype(dtype)
+    y = rng.integers(0, 10, len(x))
+    net = pf.MLP([150, 200, 10], "gelu", "softmax", dtype=dtype, seed=1)
+    history = net.fit(x, y, epochs=2, batch_size=256, validation_data=(x, y))
+    return [net.params, np.array(history.loss), np.array(history.validation["loss"]), net.predict(x)]
+
+
+@pytest.mark.parametrize("work", [forward, backward, loss, fit])
+def test_same_bits_on_one_and_two_threads(backend, dtype, work):
+    """Every shape is large enough to be shared among threads, and no multiple of their number."""
+    results = []
+    for threads in (1, 2):
+        pf.set_num_threads(threads)
+        results.append(work(dtype, np.random.default_rng(0)))
+    for one, two in zip(*results, strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+def together(count: int, work: Callable[[int], bool]) -> list[bool]:
+    """The answers of ``count`` threads that start their work at once."""
+    barrier = threading.Barrier(count, timeout=60)
+    answers = [False] * count
+
+    def run(number: int) -> None:
+        barrier.wait()
+        answers[number] = work(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    return answers
+
+
+# Rows and width: one that stays in the calling thread, one that is shared among OpenMP's.
+@pytest.mark.parametrize(("rows", "width", "repeats"), [(7, 12, 200), (400, 160, 5)])
+def test_concurrent_callers(backend, dtype, rows, width, repeats):
+    # Small integers, whose sums are exact in any order.
+    rng = np.random.default_rng(2)
+    x = rng.integers(-2, 3, (4, rows, width)).astype(dtype)
+    net = pf.MLP([width, width, 3], dtype=dtype)
+    net.params = rng.integers(-2, 3, net.parameter_count).astype(dtype)
+    (w, last), (b, last_b) = net.weights, net.biases
+    hidden = np.maximum(x @ w + b, 0)
+    outputs = hidden @ last + last_b
+
+    def work(number: int) -> bool:
+        right = True
+        with pf.use_backend(backend):
+            for _ in range(repeats):
+                right &= np.array_equal(pf.dense_forward(x[number], w, b, "relu"), hidden[number])
+                right &= np.array_equal(net.predict(x[number]), outputs[number])
+        return right
+
+    assert together(len(x), work) == [True] * len(x)
+
+
+def test_concurrent_training_of_copies(backend):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(200, 20)).astype(np.float32)
+    net = pf.MLP([20, 30, 20], "tanh", seed=4)
+    expected = net.copy()
+    expected.fit(x, x, epochs=3)
+    copies = [net.copy() for _ in range(4)]
+
+    def work(number: int) -> bool:
+        with pf.use_backend(backend):
+            copies[number].fit(x, x, epochs=3)
+        return copies[number].params.tobytes() == expected.params.tobytes()
+
+    assert together(len(copies), work) == [True] * len(copies)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("name", [name for name, status in pf.backends().items() if status == "available"])
+def test_forked_child_computes(name):
+    """An OpenMP runtime that has run a parallel region hangs in a forked child's next one."""
+    code = """
+    import os, signal, warnings
+    import numpy as np
+    import pyfastnn as pf
+    warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: on purpose
+    x = (np.arange(1024 * 1024) % 5).astype(np.float32).reshape(1024, 1024)
+    expected = pf.dense_forward(x, x, x[0])
+    child = os.fork()
+    if not child:
+        signal.alarm(30)  # a hanging child ends, and not by exit status 0
+        os._exit(0 if np.array_equal(pf.dense_forward(x, x, x[0]), expected) else 1)
+    print(os.waitpid(child, 0)[1])
+    assert np.array_equal(pf.dense_forward(x, x, x[0]), expected)
+    """
+    assert run_python(code, PYFASTNN_BACKEND=name).split() == ["0"]
