@@ -273,15 +273,36 @@ void squeeze(index rows, index columns, index stride, const T* from, T* to) {
 template <class T>
 void spread(index rows, index columns, index stride, const T* from, T* to) {
   const index whole = columns / lanes<T> * lanes<T>, rest = columns - whole;
-  for (index r = 0; r < rows; r++) {
-    for (index j = 0; j < whole; j += lanes<T>) store<T>(to + r * stride + j, load<T>(from + r * columns + j));
-    if (rest) store<T>(to + r * stride + whole, load_part<T>(from + r * columns + whole, rest));
+  // All bits of the lanes that belong to the row.
+  BitsVec<T> keep{};
+  for (index i = 0; i < rest; i++) keep[i] = ~typename Simd<T>::Bits(0);
+  for (index r = 0; r < rows; r++, from += columns, to += stride) {
+    for (index j = 0; j < whole; j += lanes<T>) store<T>(to + j, load<T>(from + j));
+    if (!rest) continue;
+    // Only near the end would a whole vector reach past the last row.
+    const bool inside = (rows - r) * columns >= whole + lanes<T>;
+    const Vec<T> x = inside ? load<T>(from + whole) : load_part<T>(from + whole, rest);
+    store<T>(to + whole, (Vec<T>)((BitsVec<T>)x & keep));
   }
 }
 
-// Row after row, so that threads and instruction sets agree to the bit.
+// Four interleaved sums of rows, added up in one order: adding is slower than loading.
 template <class T>
 void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
-  for (index r = 0; r < rows; r++)
-    map<T>(columns, sums, [](Vec<T> sum, Vec<T> y) { return sum + y; }, sums, x + r * stride);
+  constexpr int chains = 4;
+  index j = 0;
+  for (; j + lanes<T> <= columns; j += lanes<T>) {
+    Vec<T> sum[chains] = {load<T>(sums + j)};
+    index r = 0;
+    for (; r + chains <= rows; r += chains) {
+      UNROLL for (int i = 0; i < chains; i++) sum[i] += load<T>(x + (r + i) * stride + j);
+    }
+    for (; r < rows; r++) sum[0] += load<T>(x + r * stride + j);
+    store<T>(sums + j, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  for (; j < columns; j++) {
+    T sum[chains] = {sums[j]};
+    for (index r = 0; r < rows; r++) sum[r < rows / chains * chains ? r % chains : 0] += x[r * stride + j];
+    sums[j] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
 }

@@ -1,302 +1,305 @@
-// Training: two schedules, chosen by the shape of the network and the batch, never by the threads,
+// Training: three schedules, chosen by the shape of the network and the batch, never by the threads,
 // so that the same seed gives the same bits on any number of them.
-//
-// Rows, then weights (general): the threads split the rows of the batch for forward, loss and
-// deltas; after a barrier they split the rows of each weight matrix for its gradient over the whole
-// batch, and its update. No gradient is copied or added up.
-//
-// Tiles (few parameters, many rows): tiles of the batch run forward and backward in the cache, each
-// adding to one of up to 16 gradients that the shape assigns to it; these are summed pairwise, in an
-// order that is fixed too.
-#include <algorithm>
 #include <memory>
 #include <numeric>
 
 #include "dense.hpp"
-#include "plan.hpp"
 #include "threads.hpp"
+#include "trainer.hpp"
 
 namespace pyfastnn {
 namespace {
 
-constexpr index tile_rows = 96;       // of the tiles schedule
-constexpr index loss_rows = 16;       // of the general schedule: rows whose losses are summed together
-constexpr index most_gradients = 16;  // of the tiles schedule
-
-// What forward and backward keep of up to `rows` samples. Activations and deltas are padded; outputs,
-// targets and the derivative of the loss lie in rows of `outputs`.
 template <class T>
-struct Workspace {
-  std::vector<Buffer<T>> a, d, z;
-  Buffer<T> out, out_delta, y, weight;
-  Buffer<std::int64_t> labels;
-  std::vector<const T*> x_rows;
-
-  Workspace(const Network<T>& network, const Samples<T>& samples, index rows)
-      : out(rows * network.layers.back().outputs),
-        out_delta(rows * network.layers.back().outputs),
-        y(samples.y ? rows * network.layers.back().outputs : 0),
-        weight(samples.weight ? rows : 0),
-        labels(samples.labels ? rows : 0),
-        x_rows(size_t(rows)) {
-    for (const Layer<T>& layer : network.layers) {
-      a.emplace_back(rows * layer.stride);
-      d.emplace_back(rows * layer.stride);
-      z.emplace_back(layer.slope_from_input ? rows * layer.stride : 0);
-    }
-  }
+struct Task {
+  const Network<T>& network;
+  const Samples<T>& samples;
+  index batch;
+  int threads, slots;
 };
 
+// A schedule is two halves of a step with a barrier between, called by every thread of the team.
 template <class T>
-class Trainer {
+class Schedule {
  public:
-  Trainer(const Network<T>& network, const Samples<T>& samples, index batch, int threads)
-      : network_(network),
-        samples_(samples),
-        batch_(batch),
-        tiled_(network.padded_size * index(sizeof(T)) <= 64 * 1024 && batch >= 4 * tile_rows),
-        params_(network.padded_size),
-        losses_((batch + loss_rows - 1) / loss_rows) {
-    const index tiles = (batch + tile_rows - 1) / tile_rows;
-    for (index i = 0; i < (tiled_ ? std::min(tiles, most_gradients) : 1); i++)
-      gradients_.emplace_back(network.padded_size);
-    for (int i = 0; i < (tiled_ ? threads : 1); i++)
-      workspaces_.push_back(std::make_unique<Workspace<T>>(network, samples, tiled_ ? tile_rows : batch));
-    for (int i = 0; i < threads; i++) scratch_.emplace_back(scratch_size<T>);
+  explicit Schedule(const Task<T>& task) : network(task.network), parameters(0, task.network.padded_size, task.slots) {
+    for (int i = 0; i < task.threads; i++) scratch_.emplace_back(scratch_size<T>);
+  }
+  virtual ~Schedule() = default;
+
+  virtual void before(const Batch<T>&, int thread, int threads) = 0;
+  virtual void after(const Batch<T>&, int thread, int threads) = 0;
+  // The batch's loss, once thread 0 is through `after`.
+  virtual double loss(const Batch<T>&) const = 0;
+  // Whether a step needs a barrier at its end too.
+  virtual bool barrier_after() const { return true; }
+  // Spreads the parameters to what threads keep of their own, and gathers them again.
+  virtual void start() {}
+  virtual void finish() {}
+  // Brings what a thread keeps of its own up to date when it comes back to the team.
+  virtual void join(int) {}
+
+  const Network<T>& network;
+  Parameters<T> parameters;
+
+ protected:
+  T* scratch(int thread) { return scratch_[size_t(thread)].data(); }
+
+ private:
+  std::vector<Buffer<T>> scratch_;
+};
+
+// Rows, then weights (general). The threads split the rows of the batch for forward, loss and deltas,
+// then the rows of each weight matrix for its gradient over the whole batch, and its update. No
+// gradient is copied or added up.
+template <class T>
+class RowsThenWeights final : public Schedule<T> {
+ public:
+  explicit RowsThenWeights(const Task<T>& task)
+      : Schedule<T>(task),
+        worker_(task.network, task.samples, task.batch),
+        losses_((task.batch + block_rows - 1) / block_rows) {}
+
+  void before(const Batch<T>& batch, int thread, int threads) override {
+    const index blocks = (batch.rows + block_rows - 1) / block_rows;
+    const index begin = blocks * thread / threads * block_rows;
+    const index end = std::min(batch.rows, blocks * (thread + 1) / threads * block_rows);
+    for (index at = begin; at < end; at += max_tile_rows) {
+      const index rows = std::min(max_tile_rows, end - at);
+      worker_.gather(at, batch.first + at, rows);
+      worker_.forward(0, at, rows, this->parameters, this->scratch(thread));
+      for (index block = at; block < at + rows; block += block_rows)
+        losses_.data()[block / block_rows] =
+            worker_.output_delta(block, std::min(block_rows, at + rows - block), batch.scale);
+      worker_.propagate(at, rows, this->parameters, this->scratch(thread));
+    }
   }
 
-  T* params() { return params_.data(); }
-  T* gradient() { return gradients_[0].data(); }
+  void after(const Batch<T>& batch, int thread, int threads) override {
+    Parameters<T>& p = this->parameters;
+    for (size_t i = 0; i < this->network.layers.size(); i++) {
+      const Layer<T>& layer = this->network.layers[i];
+      const index low = layer.inputs * thread / threads, high = layer.inputs * (thread + 1) / threads;
+      worker_.weight_gradient(i, low, high, batch.rows, false, p, this->scratch(thread));
+      p.update(batch.rule, batch.numbers, layer.weights + low * layer.width, (high - low) * layer.width);
+      if (int(i) % threads != thread) continue;
+      worker_.bias_gradient(i, batch.rows, false, p);
+      p.update(batch.rule, batch.numbers, layer.biases, layer.width);
+    }
+  }
 
-  // Loss and gradient of samples [first, first + rows), and their update; called by the whole team.
-  // Returns the loss to thread 0.
-  template <class Update>
-  double step(index first, index rows, int thread, int threads, Update update) {
-    const double scale = batch_scale(first, rows);
-    return tiled_ ? step_by_tiles(first, rows, scale, thread, threads, update)
-                  : step_by_rows(first, rows, scale, thread, threads, update);
+  double loss(const Batch<T>& batch) const override {
+    const index blocks = (batch.rows + block_rows - 1) / block_rows;
+    return batch.scale * std::accumulate(losses_.data(), losses_.data() + blocks, 0.0);
   }
 
  private:
-  // What turns the sum of weighted losses into the loss: see batch_scale in backends/plan.py.
-  double batch_scale(index first, index rows) const {
-    double total = double(rows);
-    if (samples_.weight) {
-      total = 0;
-      for (index r = first; r < first + rows; r++) total += double(samples_.weight[sample(r)]);
-    }
-    const double outputs = network_.mean_over_outputs ? double(network_.layers.back().outputs) : 1.0;
-    return total != 0 ? 1 / (total * outputs) : 0.0;
+  static constexpr index block_rows = 16;  // rows whose losses are summed together, by one thread
+
+  Worker<T> worker_;
+  Buffer<double> losses_;
+};
+
+// Tiles (few parameters, many rows). Tiles of the batch run forward and backward in the cache, each
+// adding to one of up to 16 gradients that the shape assigns to it; these are then summed pairwise.
+template <class T>
+class Tiles96 final : public Schedule<T> {
+ public:
+  static bool suits(const Task<T>& task) {
+    return task.network.padded_size * index(sizeof(T)) <= 64 * 1024 && task.batch >= 4 * tile_rows;
   }
 
-  index sample(index position) const { return samples_.order ? index(samples_.order[position]) : position; }
-
-  template <class Update>
-  double step_by_rows(index first, index rows, double scale, int thread, int threads, Update update) {
-    Workspace<T>& work = *workspaces_[0];
-    // Whole blocks of loss_rows to each thread.
-    const index blocks = (rows + loss_rows - 1) / loss_rows;
-    const index begin = blocks * thread / threads * loss_rows;
-    const index end = std::min(rows, blocks * (thread + 1) / threads * loss_rows);
-    T* const scratch = scratch_[size_t(thread)].data();
-    for (index at = begin; at < end; at += max_tile_rows) {
-      const index count = std::min(max_tile_rows, end - at);
-      gather(work, at, first + at, count);
-      forward(work, at, count, scratch);
-      for (index block = at; block < at + count; block += loss_rows)
-        losses_.data()[block / loss_rows] = output_delta(work, block, std::min(loss_rows, end - block), scale);
-      spread_delta(work, at, count);
-      propagate(work, at, count, scratch);
-    }
-    barrier_.wait(threads);
-    T* const g = gradient();
-    for (size_t i = 0; i < network_.layers.size(); i++) {
-      const Layer<T>& layer = network_.layers[i];
-      const index low = layer.inputs * thread / threads, high = layer.inputs * (thread + 1) / threads;
-      weight_gradient(work, i, low, high, rows, g, false, scratch);
-      update(layer.weights + low * layer.width, (high - low) * layer.width);
-      if (index(i) % threads == thread) {
-        bias_gradient(work, i, rows, g, false);
-        update(layer.biases, layer.width);
-      }
-    }
-    const double loss = thread ? 0 : std::accumulate(losses_.data(), losses_.data() + blocks, 0.0);
-    barrier_.wait(threads);
-    return scale * loss;
+  explicit Tiles96(const Task<T>& task) : Schedule<T>(task), losses_(tile_count(task.batch)) {
+    for (index i = 0; i < gradient_count(task.batch); i++) gradients_.emplace_back(0, task.network.padded_size, 0);
+    for (int i = 0; i < task.threads; i++)
+      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.samples, tile_rows));
   }
 
-  template <class Update>
-  double step_by_tiles(index first, index rows, double scale, int thread, int threads, Update update) {
-    Workspace<T>& work = *workspaces_[size_t(thread)];
-    T* const scratch = scratch_[size_t(thread)].data();
-    const index tiles = (rows + tile_rows - 1) / tile_rows, slots = std::min(tiles, most_gradients);
+  void before(const Batch<T>& batch, int thread, int threads) override {
+    Worker<T>& worker = *workers_[size_t(thread)];
+    T* const scratch = this->scratch(thread);
+    const index tiles = tile_count(batch.rows), slots = gradient_count(batch.rows);
     for (index slot = slots * thread / threads; slot < slots * (thread + 1) / threads; slot++) {
-      T* const g = gradients_[size_t(slot)].data();
       for (index tile = tiles * slot / slots; tile < tiles * (slot + 1) / slots; tile++) {
-        const index at = tile * tile_rows, count = std::min(tile_rows, rows - at);
+        const index at = tile * tile_rows, rows = std::min(tile_rows, batch.rows - at);
         const bool add = tile > tiles * slot / slots;
-        gather(work, 0, first + at, count);
-        forward(work, 0, count, scratch);
-        losses_.data()[tile] = output_delta(work, 0, count, scale);
-        spread_delta(work, 0, count);
-        propagate(work, 0, count, scratch);
-        for (size_t i = 0; i < network_.layers.size(); i++) {
-          weight_gradient(work, i, 0, network_.layers[i].inputs, count, g, add, scratch);
-          bias_gradient(work, i, count, g, add);
+        worker.gather(0, batch.first + at, rows);
+        worker.forward(0, 0, rows, this->parameters, scratch);
+        losses_.data()[tile] = worker.output_delta(0, rows, batch.scale);
+        worker.propagate(0, rows, this->parameters, scratch);
+        for (size_t i = 0; i < this->network.layers.size(); i++) {
+          worker.weight_gradient(i, 0, this->network.layers[i].inputs, rows, add, gradients_[size_t(slot)], scratch);
+          worker.bias_gradient(i, rows, add, gradients_[size_t(slot)]);
         }
       }
     }
-    barrier_.wait(threads);
+  }
+
+  void after(const Batch<T>& batch, int thread, int threads) override {
     constexpr index line = 64 / sizeof(T);
-    const index lines = network_.padded_size / line;
-    const index low = lines * thread / threads * line, high = lines * (thread + 1) / threads * line;
+    const index lines = this->network.padded_size / line, slots = gradient_count(batch.rows);
+    const index low = lines * thread / threads * line, count = lines * (thread + 1) / threads * line - low;
     for (index half = 1; half < slots; half *= 2) {
       for (index slot = 0; slot + half < slots; slot += 2 * half)
-        network_.kernels->add_rows(1, high - low, 0, gradients_[size_t(slot + half)].data() + low,
-                                   gradients_[size_t(slot)].data() + low);
+        this->network.kernels->add_rows(1, count, 0, gradients_[size_t(slot + half)].derivative(low),
+                                        gradients_[size_t(slot)].derivative(low));
     }
-    update(low, high - low);
-    const double loss = thread ? 0 : std::accumulate(losses_.data(), losses_.data() + tiles, 0.0);
-    barrier_.wait(threads);
-    return scale * loss;
+    std::copy_n(gradients_[0].derivative(low), count, this->parameters.derivative(low));
+    this->parameters.update(batch.rule, batch.numbers, low, count);
   }
 
-  void gather(Workspace<T>& work, index at, index first, index rows) const {
-    const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
-    for (index r = 0; r < rows; r++) {
-      const index from = sample(first + r);
-      work.x_rows[size_t(at + r)] = samples_.x + from * inputs;
-      if (samples_.labels)
-        work.labels.data()[at + r] = samples_.labels[from];
-      else
-        std::copy_n(samples_.y + from * outputs, outputs, work.y.data() + (at + r) * outputs);
-      if (samples_.weight) work.weight.data()[at + r] = samples_.weight[from];
-    }
+  double loss(const Batch<T>& batch) const override {
+    return batch.scale * std::accumulate(losses_.data(), losses_.data() + tile_count(batch.rows), 0.0);
   }
 
-  void forward(Workspace<T>& work, index at, index rows, T* scratch) {
-    const size_t last = network_.layers.size() - 1;
-    for (size_t i = 0; i <= last; i++) {
-      const Layer<T>& layer = network_.layers[i];
-      T* const a = work.a[i].data() + at * layer.stride;
-      T* const z = layer.slope_from_input ? work.z[i].data() + at * layer.stride : a;
-      Gemm<T> product{rows,
-                      layer.outputs,
-                      layer.inputs,
-                      nullptr,
-                      0,
-                      params() + layer.weights,
-                      layer.width,
-                      params() + layer.biases,
-                      0,
-                      z,
-                      layer.stride,
-                      scratch,
-                      true};
-      set_rows_of_inputs(product, work, i, at);
-      (i ? network_.kernels->gemm : network_.kernels->gemm_rows)(product);
-      if (i < last) {
-        layer.activation->value(rows, layer.stride, z, a);
-      } else {
-        T* const out = work.out.data() + at * layer.outputs;
-        network_.kernels->squeeze(rows, layer.outputs, layer.stride, a, out);
-        layer.activation->value(rows, layer.outputs, out, out);
-      }
-    }
-  }
+ private:
+  static constexpr index tile_rows = 96, most_gradients = 16;
+  static index tile_count(index rows) { return (rows + tile_rows - 1) / tile_rows; }
+  static index gradient_count(index rows) { return std::min(tile_count(rows), most_gradients); }
 
-  // The inputs of layer i from row `at` on: the outputs of the layer below, or the samples.
-  void set_rows_of_inputs(Gemm<T>& product, Workspace<T>& work, size_t i, index at) const {
-    if (i) {
-      product.lda = network_.layers[i - 1].stride;
-      product.a = work.a[i - 1].data() + at * product.lda;
-    } else {
-      product.a_rows = work.x_rows.data() + at;
-    }
-  }
-
-  double output_delta(Workspace<T>& work, index at, index rows, double scale) const {
-    const Layer<T>& layer = network_.layers.back();
-    const index outputs = layer.outputs, offset = at * outputs;
-    const T* const a = work.out.data() + offset;
-    const T* const weight = samples_.weight ? work.weight.data() + at : nullptr;
-    T* const d = work.out_delta.data() + offset;
-    if (samples_.labels)
-      return network_.kernels->label_cross_entropy(rows, outputs, a, work.labels.data() + at, weight, scale, d);
-    // Without weights the block is one long row.
-    const index long_rows = weight ? rows : 1, columns = weight ? outputs : rows * outputs;
-    const double sum =
-        network_.loss->rows(long_rows, columns, a, work.y.data() + offset, weight, scale, network_.matched, d);
-    if (!network_.matched) layer.activation->delta(rows, outputs, d, a, d);
-    return sum;
-  }
-
-  void spread_delta(Workspace<T>& work, index at, index rows) const {
-    const Layer<T>& layer = network_.layers.back();
-    network_.kernels->spread(rows, layer.outputs, layer.stride, work.out_delta.data() + at * layer.outputs,
-                             work.d.back().data() + at * layer.stride);
-  }
-
-  // The deltas of the hidden layers, from the last one down.
-  void propagate(Workspace<T>& work, index at, index rows, T* scratch) {
-    for (size_t i = network_.layers.size() - 1; i > 0; i--) {
-      const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
-      T* const d = work.d[i - 1].data() + at * below.stride;
-      T* const s = (below.slope_from_input ? work.z : work.a)[i - 1].data() + at * below.stride;
-      network_.kernels->gemm_bt({rows, layer.inputs, layer.outputs, work.d[i].data() + at * layer.stride, layer.stride,
-                                 params() + layer.weights, layer.width, nullptr, 0, d, below.stride, scratch, true});
-      below.activation->delta(rows, below.stride, d, s, d);
-    }
-  }
-
-  // Rows [low, high) of the gradient of the weights of layer i over the first `rows` samples.
-  void weight_gradient(Workspace<T>& work, size_t i, index low, index high, index rows, T* g, bool add, T* scratch) {
-    const Layer<T>& layer = network_.layers[i];
-    for (index first = low; first < high; first += max_tile_rows) {
-      T* const c = g + layer.weights + first * layer.width;
-      Gemm<T> product{std::min(max_tile_rows, high - first),
-                      layer.outputs,
-                      rows,
-                      nullptr,
-                      0,
-                      work.d[i].data(),
-                      layer.stride,
-                      add ? c : nullptr,
-                      layer.width,
-                      c,
-                      layer.width,
-                      scratch,
-                      true};
-      set_rows_of_inputs(product, work, i, 0);
-      product.a += i ? first : 0;
-      product.a_offset = first;
-      (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
-    }
-  }
-
-  void bias_gradient(Workspace<T>& work, size_t i, index rows, T* g, bool add) const {
-    const Layer<T>& layer = network_.layers[i];
-    if (!add) std::fill_n(g + layer.biases, layer.width, T(0));
-    network_.kernels->add_rows(rows, layer.width, layer.stride, work.d[i].data(), g + layer.biases);
-  }
-
-  const Network<T>& network_;
-  const Samples<T>& samples_;
-  const index batch_;
-  const bool tiled_;
-  Buffer<T> params_;
-  Buffer<double> losses_;  // of blocks of rows, or of tiles
-  std::vector<Buffer<T>> gradients_, scratch_;
-  std::vector<std::unique_ptr<Workspace<T>>> workspaces_;
-  threads::Barrier barrier_;
+  std::vector<Parameters<T>> gradients_;
+  std::vector<std::unique_ptr<Worker<T>>> workers_;
+  Buffer<double> losses_;
 };
 
-// Threads that pay: a step shorter than about 5 microseconds a thread is all waiting.
+// Inputs, then a replicated tail (many inputs, everything above small). Each thread owns parts of the
+// inputs, of a size that the shape fixes: their sums towards the first layer, and afterwards their
+// weights. The sums are exchanged; what follows is computed by every thread for itself. Weights of the
+// first layer never cross from one core to another, and a step has one barrier.
+template <class T>
+class InputsThenTail final : public Schedule<T> {
+ public:
+  static bool suits(const Task<T>& task) {
+    const auto& layers = task.network.layers;
+    const index first = layers[0].inputs * layers[0].outputs, tail = task.network.compact_size - first;
+    return layers.size() > 1 && layers[0].inputs >= 2 * part_inputs && task.batch <= max_tile_rows &&
+           first >= 16 * tail;
+  }
+
+  explicit InputsThenTail(const Task<T>& task)
+      : Schedule<T>(task),
+        parts_(std::min<index>(task.network.layers[0].inputs / part_inputs, 16)),
+        sums_stride_(task.batch * task.network.layers[0].width),
+        sums_{Buffer<T>(parts_ * sums_stride_), Buffer<T>(parts_ * sums_stride_)} {
+    for (int i = 0; i < task.threads; i++) {
+      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.samples, task.batch));
+      tails_.emplace_back(task.network.layers[0].biases, task.network.padded_size, task.slots);
+    }
+  }
+
+  void start() override {
+    for (Parameters<T>& tail : tails_) tail.copy_from(this->parameters);
+  }
+
+  void join(int thread) override { tails_[size_t(thread)].copy_from(tails_[0]); }
+
+  void before(const Batch<T>& batch, int thread, int threads) override {
+    Worker<T>& worker = *workers_[size_t(thread)];
+    worker.gather(0, batch.first, batch.rows);
+    for (index part = parts_ * thread / threads; part < parts_ * (thread + 1) / threads; part++)
+      worker.first_sums(0, batch.rows, begin(part), begin(part + 1), this->parameters,
+                        sums(batch) + part * sums_stride_, this->scratch(thread));
+  }
+
+  void after(const Batch<T>& batch, int thread, int threads) override {
+    Worker<T>& worker = *workers_[size_t(thread)];
+    Parameters<T>& tail = tails_[size_t(thread)];
+    T* const scratch = this->scratch(thread);
+    worker.first_layer(0, batch.rows, parts_, sums(batch), sums_stride_, tail);
+    worker.forward(1, 0, batch.rows, tail, scratch);
+    const double sum = worker.output_delta(0, batch.rows, batch.scale);
+    if (thread == 0) loss_ = batch.scale * sum;
+    worker.propagate(0, batch.rows, tail, scratch);
+    const auto& layers = this->network.layers;
+    for (size_t i = 0; i < layers.size(); i++) {
+      if (i) worker.weight_gradient(i, 0, layers[i].inputs, batch.rows, false, tail, scratch);
+      worker.bias_gradient(i, batch.rows, false, tail);
+    }
+    tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
+    const index low = begin(parts_ * thread / threads), high = begin(parts_ * (thread + 1) / threads);
+    worker.weight_gradient(0, low, high, batch.rows, false, this->parameters, scratch);
+    this->parameters.update(batch.rule, batch.numbers, layers[0].weights + low * layers[0].width,
+                            (high - low) * layers[0].width);
+  }
+
+  double loss(const Batch<T>&) const override { return loss_; }
+
+  // Sums are written to two buffers in turn: a thread that is ahead writes the other one.
+  bool barrier_after() const override { return false; }
+
+  void finish() override {
+    Parameters<T>&whole = this->parameters, &tail = tails_[0];
+    std::copy_n(tail.values.data(), tail.size, whole.value(tail.begin));
+    std::copy_n(tail.gradient.data(), tail.size, whole.derivative(tail.begin));
+    for (size_t i = 0; i < tail.slots.size(); i++)
+      std::copy_n(tail.slots[i].data(), tail.size, whole.slots[i].data() + tail.begin);
+  }
+
+ private:
+  static constexpr index part_inputs = 192;
+
+  index begin(index part) const { return this->network.layers[0].inputs * part / parts_; }
+  T* sums(const Batch<T>& batch) { return sums_[batch.number % 2].data(); }
+
+  const index parts_, sums_stride_;
+  Buffer<T> sums_[2];
+  std::vector<std::unique_ptr<Worker<T>>> workers_;
+  std::vector<Parameters<T>> tails_;
+  double loss_ = 0;
+};
+
+template <class T>
+std::unique_ptr<Schedule<T>> schedule_for(const Task<T>& task) {
+  if (Tiles96<T>::suits(task)) return std::make_unique<Tiles96<T>>(task);
+  if (InputsThenTail<T>::suits(task)) return std::make_unique<InputsThenTail<T>>(task);
+  return std::make_unique<RowsThenWeights<T>>(task);
+}
+
+// The sum of the sample weights of a batch.
+template <class T>
+double total_weight(const Samples<T>& samples, index first, index rows) {
+  if (!samples.weight) return double(rows);
+  double total = 0;
+  for (index r = first; r < first + rows; r++) total += double(samples.weight[Worker<T>::sample(samples, r)]);
+  return total;
+}
+
+// Threads that pay: a step shorter than some microseconds a thread is all waiting.
 template <class T>
 int team_size(const Network<T>& network, index batch, double steps) {
   const double step = 3.0 * double(batch) * double(network.compact_size) * sizeof(T) / 4;
-  const double worthwhile = std::min(step / 2.5e5, 1e6);
-  return std::clamp(int(worthwhile), 1, threads_for<T>(step * steps));
+  return std::clamp(int(std::min(step / 1.5e5, 1e6)), 1, threads_for<T>(step * steps));
+}
+
+// All batches of the samples in turn; returns their mean loss.
+template <class T>
+double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int threads, const Steps<T>* steps) {
+  const Network<T>& network = schedule.network;
+  const double outputs = network.mean_over_outputs ? double(network.layers.back().outputs) : 1.0;
+  const index count = (samples.count + batch - 1) / batch;
+  double total = 0, total_weights = 0;
+  schedule.start();
+  threads::run_steps(
+      threads, count, schedule.barrier_after(), [&](int thread) { schedule.join(thread); },
+      [&](index number, int thread, int active, auto barrier) {
+        const index first = number * batch, rows = std::min(batch, samples.count - first);
+        const double weight = total_weight(samples, first, rows);
+        // The scale is that of batch_scale in backends/plan.py.
+        const Batch<T> now{number,
+                           first,
+                           rows,
+                           weight != 0 ? 1 / (weight * outputs) : 0.0,
+                           steps ? steps->rule : nullptr,
+                           steps ? steps->numbers + number * max_numbers : nullptr};
+        schedule.before(now, thread, active);
+        barrier();
+        schedule.after(now, thread, active);
+        if (thread) return;
+        total += weight * schedule.loss(now);
+        total_weights += weight;
+      });
+  schedule.finish();
+  return total / total_weights;
 }
 
 }  // namespace
@@ -304,48 +307,25 @@ int team_size(const Network<T>& network, index batch, double steps) {
 template <class T>
 double loss_and_gradient(const Network<T>& network, const T* params, const Samples<T>& samples, T* gradient) {
   const int threads = team_size(network, samples.count, 1);
-  Trainer<T> trainer(network, samples, samples.count, threads);
-  network.pad(params, trainer.params());
-  double loss = 0;
-  threads::team(threads, [&](int thread, int actual) {
-    const threads::FlushDenormals flush;
-    const double own = trainer.step(0, samples.count, thread, actual, [](index, index) {});
-    if (thread == 0) loss = own;
-  });
-  network.unpad(trainer.gradient(), gradient);
+  const auto schedule = schedule_for<T>({network, samples, samples.count, threads, 0});
+  network.pad(params, schedule->parameters.values.data());
+  const double loss = run<T>(*schedule, samples, samples.count, threads, nullptr);
+  network.unpad(schedule->parameters.gradient.data(), gradient);
   return loss;
 }
 
 template <class T>
 double train_epoch(const Network<T>& network, T* params, T* const* slots, const Samples<T>& samples, index batch,
                    const Steps<T>& steps) {
-  const index count = (samples.count + batch - 1) / batch;
-  const int threads = team_size(network, batch, double(count));
-  Trainer<T> trainer(network, samples, batch, threads);
-  network.pad(params, trainer.params());
-  std::vector<Buffer<T>> memory;
-  T* memories[max_slots] = {};
-  for (int i = 0; i < steps.rule->slots; i++) {
-    memory.emplace_back(network.padded_size);
-    network.pad(slots[i], memories[i] = memory.back().data());
-  }
-  double total = 0;
-  threads::team(threads, [&](int thread, int actual) {
-    const threads::FlushDenormals flush;
-    for (index step = 0; step < count; step++) {
-      const index first = step * batch, rows = std::min(batch, samples.count - first);
-      const double* const numbers = steps.numbers + step * max_numbers;
-      const double loss = trainer.step(first, rows, thread, actual, [&](index offset, index size) {
-        T* part[max_slots] = {};
-        for (int i = 0; i < steps.rule->slots; i++) part[i] = memories[i] + offset;
-        steps.rule->apply(size, trainer.params() + offset, trainer.gradient() + offset, part, numbers);
-      });
-      if (thread == 0) total += double(rows) * loss;
-    }
-  });
-  network.unpad(trainer.params(), params);
-  for (int i = 0; i < steps.rule->slots; i++) network.unpad(memories[i], slots[i]);
-  return total / double(samples.count);
+  const int threads = team_size(network, batch, double(samples.count) / double(batch));
+  const auto schedule = schedule_for<T>({network, samples, batch, threads, steps.rule->slots});
+  Parameters<T>& parameters = schedule->parameters;
+  network.pad(params, parameters.values.data());
+  for (int i = 0; i < steps.rule->slots; i++) network.pad(slots[i], parameters.slots[size_t(i)].data());
+  const double loss = run<T>(*schedule, samples, batch, threads, &steps);
+  network.unpad(parameters.values.data(), params);
+  for (int i = 0; i < steps.rule->slots; i++) network.unpad(parameters.slots[size_t(i)].data(), slots[i]);
+  return loss;
 }
 
 #define INSTANTIATE(T)                                                                   \

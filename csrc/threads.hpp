@@ -1,7 +1,9 @@
 // The only file, with threads.cpp, that knows how work is spread over threads (OpenMP or nothing).
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <string>
 #include <thread>
 
@@ -50,6 +52,8 @@ void team(int threads, F f) {
 #endif
   f(0, 1);
 }
+
+using Clock = std::chrono::steady_clock;
 
 // Where a team waits for its last member: spinning for some microseconds, then giving way, since a
 // member that is not on a processor may need this one.
@@ -107,5 +111,57 @@ class FlushDenormals {
   FlushDenormals() {}
 #endif
 };
+
+// Steps 0, 1, ... by a team: step(number, thread, active, barrier) on each of its active threads, where
+// barrier() waits for all of them once inside the step; they meet at the step's end too where
+// `barrier_after`. Denormals are flushed meanwhile.
+//
+// A neighbour that takes a processor would hold up the whole team at every barrier. So when thread 0
+// has waited much longer than it worked, half of the team leaves; it comes back after a while. What
+// steps compute must not depend on `active`. join(thread) is called on a thread that comes back,
+// while the others do nothing but the first part of a step.
+template <class Join, class Step>
+void run_steps(int most_threads, index steps, bool barrier_after, Join join, Step step) {
+  constexpr auto tolerated = std::chrono::microseconds(300);
+  constexpr auto pause = std::chrono::milliseconds(50);
+  constexpr auto nap = std::chrono::microseconds(100);
+  Barrier barrier;
+  std::atomic<int> next_active{0};  // of the step after this one; set before barrier(), read after
+  std::atomic<index> rejoin_at{0};  // the step at which those who left come back
+  team(most_threads, [&](int thread, int threads) {
+    const FlushDenormals flush;
+    int active = threads;
+    bool late = false;
+    Clock::time_point rejoin_time{};
+    index number = 0;
+    while (number < steps) {
+      const auto start = threads > 1 ? Clock::now() : Clock::time_point{};
+      int next = active;
+      step(number, thread, active, [&] {
+        if (threads == 1) return;
+        const auto arrived = Clock::now();
+        if (thread == 0) {
+          if (late) rejoin_time = arrived + pause;
+          const bool back = active < threads && arrived >= rejoin_time;
+          next_active = back ? threads : late ? std::max(active / 2, 1) : active;
+        }
+        barrier.wait(active);
+        const auto waited = Clock::now() - arrived;
+        late = active > 1 && waited > tolerated && waited > (arrived - start) / 2;
+        next = next_active;
+      });
+      number++;
+      if (barrier_after || next != active) barrier.wait(active);
+      if (thread == 0 && next > active) rejoin_at.store(number, std::memory_order_release);
+      active = next;
+      if (thread < active) continue;
+      while (rejoin_at.load(std::memory_order_acquire) < number) std::this_thread::sleep_for(nap);
+      number = rejoin_at;
+      active = threads;
+      if (number < steps) join(thread);
+    }
+    if (thread == 0) rejoin_at.store(steps, std::memory_order_release);
+  });
+}
 
 }  // namespace pyfastnn::threads

@@ -218,4 +218,4 @@ ALIASES: Mapping[str, str] = MappingProxyType({"logistic": "sigmoid"})
 
 def get(name: str | Activation, argument: str = "activation") -> Activation:
     """The activation of that name (or alias); a ValueError lists the known ones."""
-    return name if isinstance(name, Activation) else lookup(ACTIVATIONS, name, argument, ALIASES)
+    return lookup(ACTIVATIONS, name, argument, ALIASES)

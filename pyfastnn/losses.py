@@ -152,7 +152,7 @@ LOSSES: Mapping[str, Loss] = MappingProxyType({entry.name: entry for entry in _L
 
 def get(name: str | Loss, argument: str = "loss") -> Loss:
     """The loss of that name; a ValueError lists the known ones."""
-    return name if isinstance(name, Loss) else lookup(LOSSES, name, argument)
+    return lookup(LOSSES, name, argument)
 
 
 def check_pair(loss: Loss, activation: str) -> None:

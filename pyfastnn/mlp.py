@@ -314,7 +314,7 @@ class MLP:
 
     def copy(self) -> MLP:
         """An independent network with equal parameters, optimizer state and random state."""
-        twin = MLP.__new__(MLP)
+        twin = type(self).__new__(type(self))
         twin.__setstate__(self.__getstate__())
         return twin
 

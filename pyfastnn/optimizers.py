@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import MappingProxyType
 from typing import ClassVar, Protocol
 
@@ -70,8 +71,8 @@ class Optimizer(Protocol):
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    """Raise unless low <= value < high (or low < value where low is 0 and the bound is open)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Raise unless low <= value < high."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not low <= value < high:
         raise ValueError(f"{name} must be in [{low:g}, {high:g}), got {value!r}")

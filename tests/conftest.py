@@ -32,6 +32,10 @@ def _every_backend() -> list[Backend]:
 BACKENDS = {getattr(backend, "isa", backend.name): backend for backend in _every_backend()}
 COMPILED = [backend for backend in BACKENDS.values() if isinstance(backend, CppBackend)]
 
+if not COMPILED:
+    # Else every test would first meet the warning that says so.
+    pf.set_backend("numpy")
+
 
 @pytest.fixture(params=list(BACKENDS))
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:

@@ -70,11 +70,16 @@ def loss(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def fit(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
-    x = rng.normal(size=(700, 150)).astype(dtype)
-    y = rng.integers(0, 10, len(x))
-    net = pf.MLP([150, 200, 10], "gelu", "softmax", dtype=dtype, seed=1)
-    history = net.fit(x, y, epochs=2, batch_size=256, validation_data=(x, y))
-    return [net.params, np.array(history.loss), np.array(history.validation["loss"]), net.predict(x)]
+    results = []
+    # Many parameters; few, and large batches; wide inputs and small batches.
+    for layers, batch in (([150, 200, 10], 256), ([20, 64, 64, 10], 1000), ([1500, 30, 10], 64)):
+        x = rng.normal(size=(2 * batch + batch // 3, layers[0])).astype(dtype)
+        y = rng.integers(0, 10, len(x))
+        net = pf.MLP(layers, "gelu", "softmax", dtype=dtype, seed=1)
+        history = net.fit(x, y, epochs=2, batch_size=batch, validation_data=(x, y))
+        loss, gradient = net.loss_and_gradient(x, y)
+        results += [net.params, history.loss, history.validation["loss"], net.predict(x), loss, gradient]
+    return [np.asarray(result) for result in results]
 
 
 @pytest.mark.parametrize("work", [forward, backward, loss, fit])
@@ -155,11 +160,23 @@ def test_forked_child_computes(name):
     warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: on purpose
     x = (np.arange(1024 * 1024) % 5).astype(np.float32).reshape(1024, 1024)
     expected = pf.dense_forward(x, x, x[0])
+    y = x[:, :10].copy()
+    net = pf.MLP([1024, 512, 10], "tanh", seed=0)
+    net.fit(x, y, epochs=1, batch_size=256)
+    twin = net.copy()
+    twin.fit(x, y, epochs=1, batch_size=256)
+
+    def right():
+        again = net.copy()
+        again.fit(x, y, epochs=1, batch_size=256)
+        product = pf.dense_forward(x, x, x[0])
+        return np.array_equal(product, expected) and np.array_equal(again.params, twin.params)
+
     child = os.fork()
     if not child:
         signal.alarm(30)  # a hanging child ends, and not by exit status 0
-        os._exit(0 if np.array_equal(pf.dense_forward(x, x, x[0]), expected) else 1)
+        os._exit(0 if right() else 1)
     print(os.waitpid(child, 0)[1])
-    assert np.array_equal(pf.dense_forward(x, x, x[0]), expected)
+    assert right()
     """
     assert run_python(code, PYFASTNN_BACKEND=name).split() == ["0"]

@@ -189,6 +189,15 @@ def test_validation_is_recorded_after_each_epoch(backend, dtype):
     assert len(set(history.validation["loss"])) == 4
 
 
+def test_a_batch_without_weight_changes_nothing(backend, dtype):
+    x, y = data(dtype, samples=12)
+    net, twin = network(dtype), network(dtype)
+    weight = np.repeat(np.array([0, 1, 0], dtype), 4)
+    net.fit(x, y, epochs=1, batch_size=4, optimizer=SGD, shuffle=False, sample_weight=weight)
+    twin.fit(x[4:8], y[4:8], epochs=1, batch_size=4, optimizer=SGD, shuffle=False)
+    assert net.params.tobytes() == twin.params.tobytes()
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 def test_an_equal_optimizer_goes_on(backend, dtype, optimizer):
     x, y = data(dtype)

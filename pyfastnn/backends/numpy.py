@@ -65,7 +65,6 @@ class NumpyBackend(Backend):
         return float(factors @ loss.value(a, targets).sum(axis=1, dtype=np.float64))
 
     @_silent
-    @_silent
     def update(
         self, rule: str, params: Array, gradient: Array, slots: Sequence[Array], numbers: Sequence[float]
     ) -> None:

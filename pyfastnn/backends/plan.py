@@ -195,7 +195,7 @@ class Plan:
         workspace = Workspace(self.spec, batch_size)
         x_batch = np.empty((batch_size, *x.shape[1:]), x.dtype)
         y_batch = np.empty((batch_size, *y.shape[1:]), y.dtype)
-        total = 0.0
+        total = weights = 0.0
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             count = len(rows)
@@ -203,11 +203,13 @@ class Plan:
             xs = x.take(rows, axis=0, out=x_batch[:count], mode="clip")
             ys = y.take(rows, axis=0, out=y_batch[:count], mode="clip")
             ws = None if weight is None else weight[rows]
-            total += count * self._backpropagate(layers, xs, ys, ws, workspace)
+            batch_weight = count if ws is None else float(ws.sum(dtype=np.float64))
+            total += batch_weight * self._backpropagate(layers, xs, ys, ws, workspace)
+            weights += batch_weight
             numbers = optimizer.numbers(state.step + 1, 1)[0].tolist()
             self.backend.update(optimizer.rule, params, gradient, state.slots, numbers)
             state.step += 1
-        return total / len(order)
+        return total / weights
 
     def _backpropagate(
         self,

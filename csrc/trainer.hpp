@@ -1,0 +1,234 @@
+// One batch through a network: the pieces that the training schedules are made of.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "plan.hpp"
+
+namespace pyfastnn {
+
+// Parameters, their gradient and what the optimizer remembers, all padded; of a whole network or of
+// its tail from offset `begin` on.
+template <class T>
+struct Parameters {
+  Buffer<T> values, gradient;
+  std::vector<Buffer<T>> slots;
+  index begin, size;
+
+  Parameters(index begin_, index end, int slot_count)
+      : values(end - begin_), gradient(end - begin_), begin(begin_), size(end - begin_) {
+    for (int i = 0; i < slot_count; i++) slots.emplace_back(size);
+  }
+
+  T* value(index offset) { return values.data() + (offset - begin); }
+  T* derivative(index offset) { return gradient.data() + (offset - begin); }
+
+  // Copies everything but the gradient from parameters that hold this range too.
+  void copy_from(Parameters& whole) {
+    std::copy_n(whole.value(begin), size, values.data());
+    for (size_t i = 0; i < slots.size(); i++)
+      std::copy_n(whole.slots[i].data() + (begin - whole.begin), size, slots[i].data());
+  }
+
+  // One step of the rule on [offset, offset + count).
+  void update(const Rule<T>* rule, const double* numbers, index offset, index count) {
+    if (!rule) return;
+    T* part[max_slots] = {};
+    for (size_t i = 0; i < slots.size(); i++) part[i] = slots[i].data() + (offset - begin);
+    rule->apply(count, value(offset), derivative(offset), part, numbers);
+  }
+};
+
+// Samples [first, first + rows) of the order, and what a step on them takes.
+template <class T>
+struct Batch {
+  index number, first, rows;
+  double scale;         // turns the sum of weighted losses into the loss
+  const Rule<T>* rule;  // null: leave the parameters alone
+  const double* numbers;
+};
+
+// What forward and backward keep of up to `rows` samples. Activations and deltas are padded; outputs,
+// targets and the derivative of the loss lie in rows of `outputs`.
+template <class T>
+class Worker {
+ public:
+  Worker(const Network<T>& network, const Samples<T>& samples, index rows)
+      : network_(network),
+        samples_(samples),
+        x_rows_(size_t(rows)),
+        out_(rows * network.layers.back().outputs),
+        out_delta_(rows * network.layers.back().outputs),
+        y_(samples.y ? rows * network.layers.back().outputs : 0),
+        weight_(samples.weight ? rows : 0),
+        labels_(samples.labels ? rows : 0) {
+    for (const Layer<T>& layer : network.layers) {
+      a_.emplace_back(rows * layer.stride);
+      d_.emplace_back(rows * layer.stride);
+      z_.emplace_back(layer.slope_from_input ? rows * layer.stride : 0);
+    }
+  }
+
+  // Below, rows [at, at + rows) are the worker's own; scratch is that of the calling thread.
+
+  void gather(index at, index first, index rows) {
+    const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
+    for (index r = at; r < at + rows; r++) {
+      const index from = sample(samples_, first + r - at);
+      x_rows_[size_t(r)] = samples_.x + from * inputs;
+      if (samples_.labels)
+        labels_.data()[r] = samples_.labels[from];
+      else
+        copy_row(samples_.y + from * outputs, outputs, y_.data() + r * outputs);
+      if (samples_.weight) weight_.data()[r] = samples_.weight[from];
+    }
+  }
+
+  // The sums of the first layer over inputs [low, high), without bias, to c (rows, width).
+  void first_sums(index at, index rows, index low, index high, Parameters<T>& p, T* c, T* scratch) const {
+    const Layer<T>& layer = network_.layers.front();
+    network_.kernels->gemm_rows({rows, layer.outputs, high - low, nullptr, 0,
+                                 p.value(layer.weights + low * layer.width), layer.width, nullptr, 0, c, layer.width,
+                                 scratch, true, x_rows_.data() + at, low});
+  }
+
+  // The first layer's activations from `parts` such sums.
+  void first_layer(index at, index rows, index parts, const T* sums, index part_stride, Parameters<T>& p) {
+    const Layer<T>& layer = network_.layers.front();
+    T* const z = sums_of(0, at);
+    for (index r = 0; r < rows; r++) {
+      T* const row = z + r * layer.stride;
+      std::copy_n(p.value(layer.biases), layer.width, row);
+      for (index part = 0; part < parts; part++)
+        network_.kernels->add_rows(1, layer.width, 0, sums + part * part_stride + r * layer.width, row);
+    }
+    activate(0, at, rows);
+  }
+
+  // Layers `from` and above.
+  void forward(size_t from, index at, index rows, Parameters<T>& p, T* scratch) {
+    for (size_t i = from; i < network_.layers.size(); i++) {
+      const Layer<T>& layer = network_.layers[i];
+      Gemm<T> product{
+          rows, layer.outputs,  layer.inputs, nullptr, 0,   p.value(layer.weights), layer.width, p.value(layer.biases),
+          0,    sums_of(i, at), layer.stride, scratch, true};
+      set_inputs(product, i, at);
+      (i ? network_.kernels->gemm : network_.kernels->gemm_rows)(product);
+      activate(i, at, rows);
+    }
+  }
+
+  // The sum of the weighted losses; their derivatives, times scale, become the last layer's deltas.
+  double output_delta(index at, index rows, double scale) {
+    const Layer<T>& layer = network_.layers.back();
+    const index outputs = layer.outputs, offset = at * outputs;
+    const T* const a = out_.data() + offset;
+    const T* const weight = samples_.weight ? weight_.data() + at : nullptr;
+    T* const d = out_delta_.data() + offset;
+    double sum;
+    if (samples_.labels) {
+      sum = network_.kernels->label_cross_entropy(rows, outputs, a, labels_.data() + at, weight, scale, d);
+    } else {
+      // Without weights the block is one long row.
+      const index long_rows = weight ? rows : 1, columns = weight ? outputs : rows * outputs;
+      const T* const y = y_.data() + offset;
+      sum = network_.loss->rows(long_rows, columns, a, y, weight, scale, network_.matched, d);
+      if (!network_.matched) layer.activation->delta(rows, outputs, d, a, d);
+    }
+    network_.kernels->spread(rows, outputs, layer.stride, d, d_.back().data() + at * layer.stride);
+    return sum;
+  }
+
+  // The deltas of the hidden layers, from the last one down.
+  void propagate(index at, index rows, Parameters<T>& p, T* scratch) {
+    for (size_t i = network_.layers.size() - 1; i > 0; i--) {
+      const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
+      T* const d = d_[i - 1].data() + at * below.stride;
+      const T* const s = (below.slope_from_input ? z_ : a_)[i - 1].data() + at * below.stride;
+      network_.kernels->gemm_bt({rows, layer.inputs, layer.outputs, d_[i].data() + at * layer.stride, layer.stride,
+                                 p.value(layer.weights), layer.width, nullptr, 0, d, below.stride, scratch, true});
+      below.activation->delta(rows, below.stride, d, s, d);
+    }
+  }
+
+  // Rows [low, high) of the gradient of the weights of layer i, over the first `rows` samples; added
+  // to what is there, or not.
+  void weight_gradient(size_t i, index low, index high, index rows, bool add, Parameters<T>& p, T* scratch) {
+    const Layer<T>& layer = network_.layers[i];
+    for (index first = low; first < high; first += max_tile_rows) {
+      T* const c = p.derivative(layer.weights + first * layer.width);
+      Gemm<T> product{std::min(max_tile_rows, high - first),
+                      layer.outputs,
+                      rows,
+                      nullptr,
+                      0,
+                      d_[i].data(),
+                      layer.stride,
+                      add ? c : nullptr,
+                      layer.width,
+                      c,
+                      layer.width,
+                      scratch,
+                      true};
+      set_inputs(product, i, 0);
+      if (i)
+        product.a += first;
+      else
+        product.a_offset = first;
+      (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
+    }
+  }
+
+  void bias_gradient(size_t i, index rows, bool add, Parameters<T>& p) const {
+    const Layer<T>& layer = network_.layers[i];
+    T* const sums = p.derivative(layer.biases);
+    if (!add) std::fill_n(sums, layer.width, T(0));
+    network_.kernels->add_rows(rows, layer.width, layer.stride, d_[i].data(), sums);
+  }
+
+  static index sample(const Samples<T>& samples, index position) {
+    return samples.order ? index(samples.order[position]) : position;
+  }
+
+ private:
+  // Rows of targets are short: a call of memmove would cost more than the copy.
+  static void copy_row(const T* from, index count, T* to) {
+    if (count > 16) return void(std::copy_n(from, count, to));
+    for (index i = 0; i < count; i++) to[i] = from[i];
+  }
+
+  // Where the sums of layer i from row `at` on go.
+  T* sums_of(size_t i, index at) {
+    const Layer<T>& layer = network_.layers[i];
+    return (layer.slope_from_input ? z_ : a_)[i].data() + at * layer.stride;
+  }
+
+  void activate(size_t i, index at, index rows) {
+    const Layer<T>& layer = network_.layers[i];
+    if (i + 1 < network_.layers.size())
+      return layer.activation->value(rows, layer.stride, sums_of(i, at), a_[i].data() + at * layer.stride);
+    T* const out = out_.data() + at * layer.outputs;
+    network_.kernels->squeeze(rows, layer.outputs, layer.stride, sums_of(i, at), out);
+    layer.activation->value(rows, layer.outputs, out, out);
+  }
+
+  // The inputs of layer i from row `at` on: the outputs of the layer below, or the samples.
+  void set_inputs(Gemm<T>& product, size_t i, index at) const {
+    if (i) {
+      product.lda = network_.layers[i - 1].stride;
+      product.a = a_[i - 1].data() + at * product.lda;
+    } else {
+      product.a_rows = x_rows_.data() + at;
+    }
+  }
+
+  const Network<T>& network_;
+  const Samples<T>& samples_;
+  std::vector<const T*> x_rows_;
+  std::vector<Buffer<T>> a_, d_, z_;
+  Buffer<T> out_, out_delta_, y_, weight_;
+  Buffer<std::int64_t> labels_;
+};
+
+}  // namespace pyfastnn
