@@ -112,56 +112,80 @@ class FlushDenormals {
 #endif
 };
 
+// Whether a neighbour has lately taken a processor that a team needed. When the next team meets that
+// again soon, it is twice as long until another one may form.
+class Neighbours {
+ public:
+  static bool crowd() { return now() < until; }
+
+  static void met() {
+    const Clock::rep least = Clock::duration(std::chrono::milliseconds(100)).count(), most = 16 * least;
+    pause = now() < until + pause ? std::min<Clock::rep>(2 * pause, most) : least;
+    until = now() + pause;
+  }
+
+ private:
+  static Clock::rep now() { return Clock::now().time_since_epoch().count(); }
+
+  inline static std::atomic<Clock::rep> until{0}, pause{0};
+};
+
 // Steps 0, 1, ... by a team: step(number, thread, active, barrier) on each of its active threads, where
-// barrier() waits for all of them once inside the step; they meet at the step's end too where
-// `barrier_after`. Denormals are flushed meanwhile.
+// barrier() waits for all of them once inside the step; they meet at its end too where `barrier_after`.
+// What steps compute must not depend on `active`. join(thread) is called on each thread but the first
+// when a team forms. Denormals are flushed meanwhile.
 //
 // A neighbour that takes a processor would hold up the whole team at every barrier. So when thread 0
-// has waited much longer than it worked, half of the team leaves; it comes back after a while. What
-// steps compute must not depend on `active`. join(thread) is called on a thread that comes back,
-// while the others do nothing but the first part of a step.
+// has waited much longer than it worked, the team dissolves and thread 0 goes on alone for a while.
 template <class Join, class Step>
 void run_steps(int most_threads, index steps, bool barrier_after, Join join, Step step) {
   constexpr auto tolerated = std::chrono::microseconds(300);
-  constexpr auto pause = std::chrono::milliseconds(50);
-  constexpr auto nap = std::chrono::microseconds(100);
-  Barrier barrier;
-  std::atomic<int> next_active{0};  // of the step after this one; set before barrier(), read after
-  std::atomic<index> rejoin_at{0};  // the step at which those who left come back
-  team(most_threads, [&](int thread, int threads) {
+  index number = 0;
+
+  const auto alone = [&] {
     const FlushDenormals flush;
-    int active = threads;
-    bool late = false;
-    Clock::time_point rejoin_time{};
-    index number = 0;
-    while (number < steps) {
-      const auto start = threads > 1 ? Clock::now() : Clock::time_point{};
-      int next = active;
-      step(number, thread, active, [&] {
-        if (threads == 1) return;
+    do step(number, 0, 1, [] {});
+    while (++number < steps && (most_threads == 1 || Neighbours::crowd()));
+  };
+
+  const auto together = [&] {
+    Barrier barrier;
+    std::atomic<bool> dissolve{false};  // after this step; set before barrier(), read after
+    index reached = number;
+    team(most_threads, [&](int thread, int threads) {
+      const FlushDenormals flush;
+      if (thread) join(thread);
+      bool late = false, last = false;
+      index own = number;
+      auto left = Clock::now();  // the last barrier
+      const auto wait = [&] {
         const auto arrived = Clock::now();
-        if (thread == 0) {
-          if (late) rejoin_time = arrived + pause;
-          const bool back = active < threads && arrived >= rejoin_time;
-          next_active = back ? threads : late ? std::max(active / 2, 1) : active;
-        }
-        barrier.wait(active);
-        const auto waited = Clock::now() - arrived;
-        late = active > 1 && waited > tolerated && waited > (arrived - start) / 2;
-        next = next_active;
-      });
-      number++;
-      if (barrier_after || next != active) barrier.wait(active);
-      if (thread == 0 && next > active) rejoin_at.store(number, std::memory_order_release);
-      active = next;
-      if (thread < active) continue;
-      while (rejoin_at.load(std::memory_order_acquire) < number) std::this_thread::sleep_for(nap);
-      number = rejoin_at;
-      active = threads;
-      if (number < steps) join(thread);
-    }
-    if (thread == 0) rejoin_at.store(steps, std::memory_order_release);
-  });
+        barrier.wait(threads);
+        const auto worked = arrived - left;
+        left = Clock::now();
+        late = late || (left - arrived > tolerated && left - arrived > worked / 2);
+      };
+      while (own < steps && !last) {
+        step(own++, thread, threads, [&] {
+          if (thread == 0) dissolve = late;
+          wait();
+          last = dissolve;
+        });
+        if (barrier_after) wait();
+      }
+      if (thread) return;
+      reached = own;
+      if (late) Neighbours::met();
+    });
+    number = reached;
+  };
+
+  while (number < steps) {
+    if (most_threads == 1 || Neighbours::crowd())
+      alone();
+    else
+      together();
+  }
 }
 
 }  // namespace pyfastnn::threads
