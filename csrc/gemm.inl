@@ -185,9 +185,37 @@ INLINE void copy_columns(index rows, index columns, const T* from, index from_st
 
 INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
 
+// One row against all whole vectors of columns, most of them eight at a time: a row has no other rows
+// to hide the latency of its sums behind. Returns how many columns that were.
+template <class T, class A>
+INLINE index row_product(const Gemm<T>& g, A a) {
+  index n = 0;
+  const auto tiles_of = [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    for (; n + V * lanes<T> <= g.columns; n += V * lanes<T>)
+      tile<T, 1, V>(g.depth, a, g.b + n, g.ldb, g.start ? g.start + n : nullptr, 0, g.c + n, 0);
+  };
+  tiles_of(std::integral_constant<int, 8>{});
+  tiles_of(std::integral_constant<int, 4>{});
+  tiles_of(std::integral_constant<int, 2>{});
+  tiles_of(std::integral_constant<int, 1>{});
+  return n;
+}
+
 template <class T, class A, bool TransposedB>
-void gemm(const Gemm<T>& g) {
+void gemm(const Gemm<T>& whole) {
   constexpr index L = lanes<T>, W = 2 * L;
+  Gemm<T> g = whole;
+  if constexpr (!A::transposed && !TransposedB) {
+    if (g.rows == 1) {
+      const index done = row_product(g, A::of(g));
+      if (done >= g.columns) return;
+      g.columns -= done;
+      g.b += done;
+      g.c += done;
+      if (g.start) g.start += done;
+    }
+  }
   T* const panel = g.scratch;
   T* const edge = panel + max_depth * W;  // result columns past the last whole vector, padded
   T* const packed_rows = edge + max_tile_rows * W;

@@ -11,6 +11,7 @@
 
 #include "dense.hpp"
 #include "dispatch.hpp"
+#include "fast.hpp"
 #include "plan.hpp"
 
 namespace py = pybind11;
@@ -208,6 +209,9 @@ class Plan {
     });
   }
 
+  // For quick_predict; valid as long as this object.
+  py::capsule capsule() const { return py::capsule(&network_); }
+
   void predict(const Array& params, const Array& x, Array out) const {
     visit([&](auto& network, auto zero) {
       using T = decltype(zero);
@@ -256,7 +260,7 @@ class Plan {
             count};
   }
 
-  std::variant<std::monostate, Network<float>, Network<double>> network_;
+  AnyNetwork network_;
 };
 
 std::vector<std::string> instruction_set_names() {
@@ -271,6 +275,7 @@ std::vector<std::string> instruction_set_names() {
 PYBIND11_MODULE(_core, m) {
   using pyfastnn::Kernels;
   m.attr("compiler") = PYFASTNN_COMPILER;
+  pyfastnn::add_fast_functions(m.ptr());
   m.def("instruction_sets", pyfastnn::instruction_set_names, "Those of this machine, the best last.");
   m.def("set_thread_limit", pyfastnn::threads::set_limit, "0: automatic.");
   m.def("thread_limit", pyfastnn::threads::limit);
@@ -291,6 +296,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<pyfastnn::Plan>(m, "Plan")
       .def(py::init<const Kernels&, const py::array&, const std::vector<pyfastnn::index>&, const std::vector<int>&,
                     const std::vector<bool>&, int, bool, bool>())
+      .def("capsule", &pyfastnn::Plan::capsule)
       .def("predict", &pyfastnn::Plan::predict)
       .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient)
       .def("train_epoch", &pyfastnn::Plan::train_epoch);

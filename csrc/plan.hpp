@@ -2,6 +2,7 @@
 // padded to whole vectors, so that no kernel meets an edge.
 #pragma once
 
+#include <variant>
 #include <vector>
 
 #include "kernels.hpp"
@@ -56,6 +57,8 @@ struct Network {
   void pad(const T* compact, T* padded) const;
   void unpad(const T* padded, T* compact) const;
 };
+
+using AnyNetwork = std::variant<std::monostate, Network<float>, Network<double>>;
 
 // Samples, and in which order they are taken: rows of x (inputs), of y (outputs) or labels.
 template <class T>

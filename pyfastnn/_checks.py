@@ -14,29 +14,49 @@ from ._typing import Array
 from .losses import Loss
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOATS = (FLOAT32, FLOAT64)
 
 
 def array(
     name: str, value: object, shape: tuple[int | None, ...], dtype: np.dtype[Any] | None = None
 ) -> Array:
     """A C-contiguous, aligned float array of that shape (None: any length) and dtype (None: either)."""
+    if isinstance(value, np.ndarray):
+        flags = value.flags
+        # carray, the usual case, is contiguous, aligned and writeable by one attribute.
+        if (
+            (value.dtype in _FLOATS if dtype is None else value.dtype == dtype)
+            and (value.shape == shape or _fits(value.shape, shape))
+            and (flags.carray or (flags.c_contiguous and flags.aligned))
+        ):
+            return value
+    raise _refusal(name, value, shape, dtype)
+
+
+def _fits(actual: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    if len(actual) != len(shape):
+        return False
+    for have, want in zip(actual, shape, strict=True):  # noqa: SIM110 (all() costs twice as much)
+        if want is not None and have != want:
+            return False
+    return True
+
+
+def _refusal(
+    name: str, value: object, shape: tuple[int | None, ...], dtype: np.dtype[Any] | None
+) -> Exception:
+    """What is wrong with an array that ``array`` does not take."""
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
-    if dtype is None:
-        if value.dtype != FLOAT32 and value.dtype != FLOAT64:
-            raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
-    elif value.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, as the other arrays, got {value.dtype}")
-    if len(value.shape) != len(shape) or any(
-        length is not None and length != actual for length, actual in zip(shape, value.shape, strict=True)
-    ):
-        raise ValueError(f"{name} must have shape {_shape_text(shape)}, got {_shape_text(value.shape)}")
-    flags = value.flags
-    if not flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous; np.ascontiguousarray({name}) makes such a copy")
-    if not flags.aligned:
-        raise ValueError(f"{name} must be aligned to its dtype; {name}.copy() makes such a copy")
-    return value
+        return TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    if dtype is None and value.dtype not in _FLOATS:
+        return TypeError(f"{name} must be float32 or float64, got {value.dtype}")
+    if dtype is not None and value.dtype != dtype:
+        return TypeError(f"{name} must be {dtype}, as the other arrays, got {value.dtype}")
+    if not _fits(value.shape, shape):
+        return ValueError(f"{name} must have shape {_shape_text(shape)}, got {_shape_text(value.shape)}")
+    if not value.flags.c_contiguous:
+        return ValueError(f"{name} must be C-contiguous; np.ascontiguousarray({name}) makes such a copy")
+    return ValueError(f"{name} must be aligned to its dtype; {name}.copy() makes such a copy")
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:
@@ -58,8 +78,10 @@ def output(
     if not checked.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
     for other, used in others.items():
+        if used is None or (used is not checked and used.base is None and checked.base is None):
+            continue  # two arrays that own their memory
         # Of contiguous arrays the bounds say exactly whether they overlap.
-        if used is not None and np.may_share_memory(checked, used):
+        if np.may_share_memory(checked, used):
             raise ValueError(f"{name} must not share memory with {other}")
     return checked
 

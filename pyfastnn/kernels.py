@@ -52,16 +52,16 @@ def dense_forward(
     ValueError
         For a wrong shape, layout or name, or an output that overlaps another argument.
     """
-    f = activations.get(activation)
-    x = _checks.array("x", x, (None, None))
-    n, k = x.shape
-    w = _checks.array("w", w, (k, None), x.dtype)
-    m = w.shape[1]
-    b = _checks.array("b", b, (m,), x.dtype)
+    f, backend = activations.get(activation), get_backend()
+    if not backend.fits("nk km m", x, w, b):
+        _checks.array("x", x, (None, None))
+        _checks.array("w", w, (x.shape[1], None), x.dtype)
+        _checks.array("b", b, (w.shape[1],), x.dtype)
+    shape = x.shape[0], w.shape[1]
     if z is not None:
-        _checks.output("z", z, (n, m), x.dtype, {"x": x, "w": w, "b": b})
-    out = _checks.output("out", out, (n, m), x.dtype, {"x": x, "w": w, "b": b, "z": z})
-    get_backend().dense_forward(x, w, b, f, z, out)
+        _checks.output("z", z, shape, x.dtype, {"x": x, "w": w, "b": b})
+    out = _checks.output("out", out, shape, x.dtype, {"x": x, "w": w, "b": b, "z": z})
+    backend.dense_forward(x, w, b, f, z, out)
     return out
 
 
@@ -109,21 +109,22 @@ def activation_delta(
     f = activations.get(activation)
     if f.rowwise:
         raise ValueError(f"activation must be elementwise, got {f.name!r}, which serves as output only")
-    d1 = _checks.array("d1", d1, (None, None))
-    n, m = d1.shape
-    w1 = _checks.array("w1", w1, (None, m), d1.dtype)
-    shape = n, w1.shape[0]
-    s = a0 = _checks.array("a0", a0, shape, d1.dtype)
+    backend = get_backend()
+    if not backend.fits("nm km nk", d1, w1, a0):
+        _checks.array("d1", d1, (None, None))
+        _checks.array("w1", w1, (None, d1.shape[1]), d1.dtype)
+        _checks.array("a0", a0, (d1.shape[0], w1.shape[0]), d1.dtype)
     if z0 is not None:
-        z0 = _checks.array("z0", z0, shape, d1.dtype)
+        _checks.array("z0", z0, a0.shape, d1.dtype)
+    s = a0
     if f.slope_from == "input":
         if z0 is None:
             raise ValueError(
                 f"activation {f.name!r} needs z0, the pre-activations: its slope is no function of a0"
             )
         s = z0
-    out = _checks.output("out", out, shape, d1.dtype, {"d1": d1, "w1": w1, "a0": a0, "z0": z0})
-    get_backend().activation_delta(d1, w1, s, f, out)
+    out = _checks.output("out", out, a0.shape, d1.dtype, {"d1": d1, "w1": w1, "a0": a0, "z0": z0})
+    backend.activation_delta(d1, w1, s, f, out)
     return out
 
 
@@ -166,14 +167,14 @@ def dense_backward(
     ValueError
         For a wrong shape or layout.
     """
-    x = _checks.array("x", x, (None, None))
-    n, k = x.shape
-    w = _checks.array("w", w, (k, None), x.dtype)
-    m = w.shape[1]
-    d = _checks.array("d", d, (n, m), x.dtype)
-    dw, db = np.empty((k, m), x.dtype), np.empty(m, x.dtype)
-    dx = np.empty((n, k), x.dtype) if need_dx else None
-    get_backend().dense_backward(x, w, d, dw, db, dx)
+    backend = get_backend()
+    if not backend.fits("nk km nm", x, w, d):
+        _checks.array("x", x, (None, None))
+        _checks.array("w", w, (x.shape[1], None), x.dtype)
+        _checks.array("d", d, (x.shape[0], w.shape[1]), x.dtype)
+    dw, db = np.empty(w.shape, x.dtype), np.empty(w.shape[1], x.dtype)
+    dx = np.empty(x.shape, x.dtype) if need_dx else None
+    backend.dense_backward(x, w, d, dw, db, dx)
     return dw, db, dx
 
 
@@ -222,14 +223,16 @@ def output_delta(
     """
     checked_loss, f = losses.get(loss), activations.get(activation)
     check_output(checked_loss, f)
-    a = _checks.array("a", a, (None, None))
-    shape: tuple[int, int] = a.shape
-    if not shape[0]:
+    backend = get_backend()
+    # What the quick look cannot see is the range of the targets.
+    if not (backend.fits("nm nm", a, y) and sample_weight is None and checked_loss.interval is None):
+        _checks.array("a", a, (None, None))
+        y = _checks.targets("y", y, checked_loss, a.shape, a.dtype)
+        sample_weight = _checks.weights("sample_weight", sample_weight, a.shape[0], a.dtype)
+    if not a.shape[0]:
         raise ValueError("a must have at least one row: the loss is a mean over samples, got none")
-    y = _checks.targets("y", y, checked_loss, shape, a.dtype)
-    weight = _checks.weights("sample_weight", sample_weight, shape[0], a.dtype)
-    out = _checks.output("out", out, shape, a.dtype, {"a": a, "y": y, "sample_weight": weight})
-    return get_backend().output_delta(a, y, weight, checked_loss, f, out), out
+    out = _checks.output("out", out, a.shape, a.dtype, {"a": a, "y": y, "sample_weight": sample_weight})
+    return backend.output_delta(a, y, sample_weight, checked_loss, f, out), out
 
 
 def check_output(loss: Loss, activation: Activation) -> None:

@@ -163,10 +163,14 @@ class MLP:
         TypeError, ValueError
             For an array of another type, dtype, shape or layout, or an overlapping ``out``.
         """
+        plan, params = self._plan(), self._params
+        result = plan.quick_forward(params, x, out)
+        if result is not None:
+            return result
         x = self._inputs("x", x)
         shape = len(x), self.layers[-1]
-        out = _checks.output("out", out, shape, self.dtype, {"x": x, "the parameters": self._params})
-        self._plan().forward(self._params, x, out)
+        out = _checks.output("out", out, shape, params.dtype, {"x": x, "the parameters": params})
+        plan.forward(params, x, out)
         return out
 
     def evaluate(self, x: Array, y: Array, *, sample_weight: Array | None = None) -> dict[str, float]:

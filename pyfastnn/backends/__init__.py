@@ -97,7 +97,7 @@ def _first_available() -> Backend:
 
 def get_backend() -> Backend:
     """The backend in use in this thread or task."""
-    return _context_choice.get() or _default()
+    return _context_choice.get() or _process_choice or _default()
 
 
 def _resolve(backend: str | Backend) -> Backend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -68,6 +69,8 @@ class CppBackend(Backend):
             source = "isa" if isa else "PYFASTNN_ISA"
             raise ValueError(f"{source}: {error}") from None
         self.isa = wanted
+        # No Python frame in between: it is there to save time.
+        self.fits = self._core.fits  # type: ignore[method-assign]
         self._activation_ids = {name: i for i, name in enumerate(self._kernels.activations())}
         self._loss_ids = {name: i for i, name in enumerate(self._kernels.losses())}
         self._rule_ids = {name: i for i, name in enumerate(self._kernels.rules())}
@@ -137,6 +140,9 @@ class CppPlan(Plan):
             backend._loss_ids[spec.loss.name],
             spec.loss.matched == spec.activations[-1].name,
             spec.loss.mean_over_outputs,
+        )
+        self.quick_forward = partial(  # type: ignore[method-assign]
+            backend._core.quick_predict, self._compiled.capsule()
         )
 
     def forward(self, params: Array, x: Array, out: Array) -> None:

@@ -87,6 +87,15 @@ class Backend(ABC):
         """The name, with what distinguishes this instance."""
         return self.name
 
+    def fits(self, pattern: str, *arrays: object) -> bool:
+        """A quick look at arguments: True only if all are sure to be ready arrays of one dtype.
+
+        Exact, contiguous, aligned NumPy arrays of native float32 or float64, with a letter of the
+        pattern a dimension, where equal letters are equal lengths: ``fits("nk km m", x, w, b)``.
+        False means no more than that a thorough check is due.
+        """
+        return False
+
     @abstractmethod
     def dense_forward(
         self, x: Array, w: Array, b: Array, activation: Activation, z: Array | None, a: Array
@@ -157,6 +166,10 @@ class Plan:
     def __init__(self, backend: Backend, spec: Spec) -> None:
         self.backend = backend
         self.spec = spec
+
+    def quick_forward(self, params: Array, x: Array, out: Array | None) -> Array | None:
+        """The outputs for few rows x, which need not be checked; None leaves them to the usual way."""
+        return None
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
         """out (n, outputs) = the network at x (n, inputs)."""

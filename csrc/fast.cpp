@@ -1,0 +1,136 @@
+// What Python calls before and around the shortest of kernels, where pybind11's conversion of the
+// arguments would cost as much as the work: METH_FASTCALL functions on bare array objects.
+#include "fast.hpp"
+
+#include <pybind11/numpy.h>
+
+#include <array>
+#include <new>
+
+#include "plan.hpp"
+
+namespace py = pybind11;
+
+namespace pyfastnn {
+namespace {
+
+using py::detail::array_proxy;
+
+// A C-contiguous, aligned ndarray of native float32 or float64: its type number, else -1.
+int ready_type(PyObject* object) {
+  const auto& api = py::detail::npy_api::get();
+  if (Py_TYPE(object) != api.PyArray_Type_) return -1;
+  constexpr int needed = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array_proxy(object)->flags & needed) != needed) return -1;
+  const auto dtype = py::reinterpret_borrow<py::dtype>(array_proxy(object)->descr);
+  const int type = dtype.num();
+  const bool is_float = type == py::detail::npy_api::NPY_FLOAT_ || type == py::detail::npy_api::NPY_DOUBLE_;
+  return is_float && dtype.byteorder() == '=' ? type : -1;
+}
+
+// fits("nk km m", x, w, b): whether all are ready arrays of one dtype, with a letter a dimension,
+// where equal letters are equal lengths. The slow checks in Python say what is wrong where it is not.
+PyObject* fits(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  const char* pattern = count ? PyUnicode_AsUTF8(arguments[0]) : nullptr;
+  if (!pattern) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "fits(pattern, *arrays)");
+    return nullptr;
+  }
+  std::array<Py_ssize_t, 128> lengths;
+  lengths.fill(-1);
+  const int type = count > 1 ? ready_type(arguments[1]) : -1;
+  if (type < 0) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 1; i < count; i++) {
+    if (i > 1 && ready_type(arguments[i]) != type) Py_RETURN_FALSE;
+    const auto* array = array_proxy(arguments[i]);
+    int rank = 0;
+    for (; *pattern && *pattern != ' '; pattern++, rank++) {
+      Py_ssize_t& length = lengths[size_t(*pattern) & 127];
+      if (rank >= array->nd || (length >= 0 && length != array->dimensions[rank])) Py_RETURN_FALSE;
+      length = array->dimensions[rank];
+    }
+    if (rank != array->nd) Py_RETURN_FALSE;
+    pattern += *pattern == ' ';
+  }
+  if (*pattern) Py_RETURN_FALSE;
+  Py_RETURN_TRUE;
+}
+
+bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
+  const auto p = reinterpret_cast<std::uintptr_t>(a), q = reinterpret_cast<std::uintptr_t>(b);
+  return p < q + b_bytes && q < p + a_bytes;
+}
+
+// A new array (rows, columns) of the dtype of `like`.
+PyObject* new_matrix(PyObject* like, Py_ssize_t rows, Py_ssize_t columns) {
+  const auto& api = py::detail::npy_api::get();
+  PyObject* descr = array_proxy(like)->descr;
+  Py_INCREF(descr);  // the call takes a reference
+  const Py_intptr_t shape[] = {rows, columns};
+  return api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, 2, shape, nullptr, nullptr, 0, nullptr);
+}
+
+// Rows that are predicted without releasing the interpreter lock, which costs as much as they do.
+template <class T>
+PyObject* quick_predict(const Network<T>& network, PyObject* params, PyObject* x, PyObject* out) {
+  const auto* input = array_proxy(x);
+  const index rows = input->dimensions[0], inputs = network.layers.front().inputs;
+  const index outputs = network.layers.back().outputs;
+  if (input->dimensions[1] != inputs || double(rows) * double(network.compact_size) > 1e5) Py_RETURN_NONE;
+  const T* const parameters = reinterpret_cast<const T*>(array_proxy(params)->data);
+  if (out == Py_None) {
+    out = new_matrix(x, rows, outputs);
+    if (!out) return nullptr;
+  } else {
+    if (ready_type(out) != ready_type(x)) Py_RETURN_NONE;
+    const auto* target = array_proxy(out);
+    const size_t bytes = size_t(rows * outputs) * sizeof(T);
+    if (target->nd != 2 || target->dimensions[0] != rows || target->dimensions[1] != outputs ||
+        !(target->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) ||
+        overlap(target->data, bytes, input->data, size_t(rows * inputs) * sizeof(T)) ||
+        overlap(target->data, bytes, parameters, size_t(network.compact_size) * sizeof(T)))
+      Py_RETURN_NONE;
+    Py_INCREF(out);
+  }
+  try {
+    predict(network, parameters, reinterpret_cast<const T*>(input->data), rows,
+            reinterpret_cast<T*>(array_proxy(out)->data));
+  } catch (const std::bad_alloc&) {
+    Py_DECREF(out);
+    return PyErr_NoMemory();
+  }
+  return out;
+}
+
+// quick_predict(plan.capsule(), params, x, out or None) -> the outputs; None where x or out are not
+// what the slow checks would pass without a word, or are many.
+PyObject* quick_predict_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4) {
+    PyErr_SetString(PyExc_TypeError, "quick_predict(capsule, params, x, out)");
+    return nullptr;
+  }
+  const auto* any = static_cast<const AnyNetwork*>(PyCapsule_GetPointer(arguments[0], nullptr));
+  if (!any) return nullptr;
+  PyObject *params = arguments[1], *x = arguments[2], *out = arguments[3];
+  const int type = ready_type(x);
+  if (type < 0 || type != ready_type(params) || array_proxy(x)->nd != 2) Py_RETURN_NONE;
+  if (const auto* network = std::get_if<Network<float>>(any)) return quick_predict(*network, params, x, out);
+  return quick_predict(std::get<Network<double>>(*any), params, x, out);
+}
+
+template <class Function>
+PyMethodDef method(const char* name, Function* function, const char* text) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, text};
+}
+
+PyMethodDef functions[] = {
+    method("fits", fits, "fits(pattern, *arrays) -> bool"),
+    method("quick_predict", quick_predict_call, "quick_predict(capsule, params, x, out) -> array or None"),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+void add_fast_functions(PyObject* module) { PyModule_AddFunctions(module, functions); }
+
+}  // namespace pyfastnn
