@@ -45,13 +45,29 @@ struct ColumnPointers {  // i in rows[k]
   const T* column(index k) const { return rows[k] + offset; }
 };
 
-// c = start + a b for Rows x (Vectors lanes).
+// What becomes of a tile's sums: c = start + sums, or where it descends c -= rate sums.
+template <class T>
+struct Result {
+  const T* start;  // null: zero
+  index start_stride;
+  T* c;
+  index ldc;
+  bool descends;
+  T rate;
+
+  Result from(index row) const {
+    return {start ? start + row * start_stride : nullptr, start_stride, c + row * ldc, ldc, descends, rate};
+  }
+};
+
+// Rows x (Vectors lanes) of a b.
 template <class T, int Rows, int Vectors, class A>
-INLINE void tile(index depth, A a, const T* b, index ldb, const T* start, index start_stride, T* c, index ldc) {
+INLINE void tile(index depth, A a, const T* b, index ldb, Result<T> result) {
   constexpr int L = lanes<T>;
   Vec<T> sum[Rows][Vectors];
   UNROLL for (int i = 0; i < Rows; i++) {
-    UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = start ? load<T>(start + i * start_stride + j * L) : Vec<T>{};
+    UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] =
+        result.start ? load<T>(result.start + i * result.start_stride + j * L) : Vec<T>{};
   }
   const T* row[Rows] = {};
   if constexpr (!A::transposed) {
@@ -69,8 +85,18 @@ INLINE void tile(index depth, A a, const T* b, index ldb, const T* start, index 
     }
   }
   UNROLL for (int i = 0; i < Rows; i++) {
-    UNROLL for (int j = 0; j < Vectors; j++) store<T>(c + i * ldc + j * L, sum[i][j]);
+    UNROLL for (int j = 0; j < Vectors; j++) {
+      T* const to = result.c + i * result.ldc + j * L;
+      store<T>(to, result.descends ? load<T>(to) - result.rate * sum[i][j] : sum[i][j]);
+    }
   }
+}
+
+// The tile of a height up to Most.
+template <class T, int Vectors, int Most, class A>
+INLINE void tile_of_height(index height, index depth, A a, const T* b, index ldb, Result<T> result) {
+  if (height == Most) return tile<T, Most, Vectors>(depth, a, b, ldb, result);
+  if constexpr (Most > 1) tile_of_height<T, Vectors, Most - 1>(height, depth, a, b, ldb, result);
 }
 
 // Rows [0, rows) in blocks of nearly equal height, at most `most`; f(first, height).
@@ -84,29 +110,12 @@ INLINE void balanced_blocks(index rows, index most, F f) {
   }
 }
 
-template <class T, int Vectors, class A>
-INLINE void tile_of_height(index height, index depth, A a, const T* b, index ldb, const T* start, index start_stride,
-                           T* c, index ldc) {
-#define TILE(n) \
-  case n:       \
-    return tile<T, n, Vectors>(depth, a, b, ldb, start, start_stride, c, ldc);
-  switch (height) {
-    TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) default : if constexpr (Vectors == 1) {
-      switch (height) { TILE(7) TILE(8) }
-    }
-  }
-#undef TILE
-}
-
-// All rows of one panel of columns, in blocks of at most `most` rows; block(number, first) is where
-// the rows of a block start.
-template <class T, int Vectors, class Block>
-INLINE void panel_product(index rows, index most, index depth, Block block, const T* b, index ldb, const T* start,
-                          index start_stride, T* c, index ldc) {
+// All rows of one panel of columns; block(number, first) is where the rows of a block start.
+template <class T, int Vectors, int Most, class Block>
+INLINE void panel_product(index rows, index depth, Block block, const T* b, index ldb, Result<T> result) {
   index number = 0;
-  balanced_blocks(rows, most, [&](index first, index height) {
-    tile_of_height<T, Vectors>(height, depth, block(number++, first), b, ldb,
-                               start ? start + first * start_stride : nullptr, start_stride, c + first * ldc, ldc);
+  balanced_blocks(rows, Most, [&](index first, index height) {
+    tile_of_height<T, Vectors, Most>(height, depth, block(number++, first), b, ldb, result.from(first));
   });
 }
 
@@ -157,24 +166,30 @@ INLINE void transpose(Vec<T> (&x)[lanes<T>]) {
   }
 }
 
-// Transposed b (columns, depth) to vectors side by side.
-template <class T, int Vectors>
-INLINE void pack_transposed(index depth, index columns, const T* b, index ldb, T* panel) {
+// Rows of b (columns, depth) to columns of `to` (depth, reach), reach being whole vectors; zeros in the
+// columns past the last row.
+template <class T>
+INLINE void transpose_rows(index depth, index columns, index reach, const T* b, index ldb, T* to, index stride) {
   constexpr int L = lanes<T>;
-  for (index j = 0; j < Vectors * L; j += L) {
+  for (index j = 0; j < reach; j += L) {
     index k = 0;
     if (j + L <= columns) {
       for (; k + L <= depth; k += L) {
         Vec<T> x[L];
         UNROLL for (int i = 0; i < L; i++) x[i] = load<T>(b + (j + i) * ldb + k);
         transpose<T>(x);
-        UNROLL for (int i = 0; i < L; i++) store<T>(panel + (k + i) * Vectors * L + j, x[i]);
+        UNROLL for (int i = 0; i < L; i++) store<T>(to + (k + i) * stride + j, x[i]);
       }
     }
     for (; k < depth; k++) {
-      for (index i = j; i < j + L; i++) panel[k * Vectors * L + i] = i < columns ? b[i * ldb + k] : T(0);
+      for (index i = j; i < j + L; i++) to[k * stride + i] = i < columns ? b[i * ldb + k] : T(0);
     }
   }
+}
+
+template <class T>
+void transpose_matrix(index rows, index columns, const T* from, index from_stride, T* to, index to_stride) {
+  transpose_rows<T>(columns, rows, (rows + lanes<T> - 1) / lanes<T> * lanes<T>, from, from_stride, to, to_stride);
 }
 
 template <class T>
@@ -193,7 +208,7 @@ INLINE index row_product(const Gemm<T>& g, A a) {
   const auto tiles_of = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     for (; n + V * lanes<T> <= g.columns; n += V * lanes<T>)
-      tile<T, 1, V>(g.depth, a, g.b + n, g.ldb, g.start ? g.start + n : nullptr, 0, g.c + n, 0);
+      tile<T, 1, V>(g.depth, a, g.b + n, g.ldb, {g.start ? g.start + n : nullptr, 0, g.c + n, 0, g.descends, g.rate});
   };
   tiles_of(std::integral_constant<int, 8>{});
   tiles_of(std::integral_constant<int, 4>{});
@@ -248,7 +263,7 @@ void gemm(const Gemm<T>& whole) {
       const index ldc = at_edge ? W : g.ldc;
       const bool first = k == 0 && !at_edge;
       const T* const start = !first ? c : g.start ? g.start + n : nullptr;
-      const index start_stride = first ? g.start_stride : ldc;
+      const Result<T> result{start, first ? g.start_stride : ldc, c, ldc, g.descends, g.rate};
 
       const auto multiply = [&](auto vectors) {
         constexpr int V = decltype(vectors)::value;
@@ -260,21 +275,20 @@ void gemm(const Gemm<T>& whole) {
           const index rows_past = (n + V * L - g.columns + g.ldb - 1) / g.ldb;
           const index inside = at_edge ? clamp(g.depth - rows_past - k, depth) : depth;
           if constexpr (TransposedB)
-            pack_transposed<T, V>(depth, columns, b, ldb, panel);
+            transpose_rows<T>(depth, columns, V * L, b, ldb, panel, V * L);
           else
             pack_panel<T, V>(depth, inside, columns, b, ldb, panel);
           b = panel;
           ldb = V * L;
         }
         if (pack_a)
-          panel_product<T, V>(
-              g.rows, wide_rows, depth,
+          panel_product<T, V, wide_rows>(
+              g.rows, depth,
               [&](index number, index) { return ColumnMajor<T>{packed_rows + number * wide_rows * depth, wide_rows}; },
-              b, ldb, start, start_stride, c, ldc);
+              b, ldb, result);
         else
-          panel_product<T, V>(
-              g.rows, V == 2 ? wide_rows : narrow_rows, depth, [&](index, index row) { return a.from(row, 0); }, b, ldb,
-              start, start_stride, c, ldc);
+          panel_product<T, V, V == 2 ? wide_rows : narrow_rows>(
+              g.rows, depth, [&](index, index row) { return a.from(row, 0); }, b, ldb, result);
       };
       if (last_column - n > L)
         multiply(std::integral_constant<int, 2>{});
@@ -304,12 +318,13 @@ void spread(index rows, index columns, index stride, const T* from, T* to) {
   // All bits of the lanes that belong to the row.
   BitsVec<T> keep{};
   for (index i = 0; i < rest; i++) keep[i] = ~typename Simd<T>::Bits(0);
+  // Only near the end would a whole vector reach past the last row.
+  const index reach = whole + lanes<T>;
+  const index inside = rest == 0 ? rows : rows * columns < reach ? 0 : (rows * columns - reach) / columns + 1;
   for (index r = 0; r < rows; r++, from += columns, to += stride) {
     for (index j = 0; j < whole; j += lanes<T>) store<T>(to + j, load<T>(from + j));
     if (!rest) continue;
-    // Only near the end would a whole vector reach past the last row.
-    const bool inside = (rows - r) * columns >= whole + lanes<T>;
-    const Vec<T> x = inside ? load<T>(from + whole) : load_part<T>(from + whole, rest);
+    const Vec<T> x = r < inside ? load<T>(from + whole) : load_part<T>(from + whole, rest);
     store<T>(to + whole, (Vec<T>)((BitsVec<T>)x & keep));
   }
 }

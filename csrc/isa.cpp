@@ -31,6 +31,7 @@ constexpr KernelTable<T> make_table() {
           gemm<T, RowMajor<T>, true>,
           gemm<T, RowPointers<T>, false>,
           gemm<T, ColumnPointers<T>, false>,
+          transpose_matrix<T>,
           squeeze<T>,
           spread<T>,
           lanes<T>,

@@ -41,6 +41,9 @@ struct Gemm {
   // a_rows[i] + a_offset instead: a shuffled batch needs no copy.
   const T* const* a_rows = nullptr;
   index a_offset = 0;
+  // Instead of all that, c -= rate a b; for a null start and depth <= max_depth.
+  bool descends = false;
+  T rate = 0;
 };
 
 template <class T>
@@ -65,6 +68,7 @@ template <class T>
 struct Rule {
   const char* name;
   int slots;
+  bool descends;  // w -= numbers[0] g, which a product can do as it leaves the registers
   void (*apply)(index count, T* w, const T* g, T* const* slots, const double* numbers);
 };
 
@@ -75,6 +79,9 @@ struct KernelTable {
   void (*gemm_bt)(const Gemm<T>&);
   void (*gemm_rows)(const Gemm<T>&);
   void (*gemm_at_rows)(const Gemm<T>&);
+  // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
+  // which is filled with zeros.
+  void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
   // From rows of `stride` to rows of `columns` behind one another, and back. The wide rows have room
   // for whole vectors; spread fills it with zeros.
   void (*squeeze)(index rows, index columns, index stride, const T* from, T* to);

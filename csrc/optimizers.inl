@@ -62,8 +62,8 @@ void apply_rule(index count, T* w, const T* g, T* const* slots, const double* nu
 
 template <class T>
 constexpr Rule<T> rules[] = {
-    {GradientDescent::name, GradientDescent::slots, apply_rule<T, GradientDescent>},
-    {Momentum::name, Momentum::slots, apply_rule<T, Momentum>},
-    {Nesterov::name, Nesterov::slots, apply_rule<T, Nesterov>},
-    {AdaptiveMoments::name, AdaptiveMoments::slots, apply_rule<T, AdaptiveMoments>},
+    {GradientDescent::name, GradientDescent::slots, true, apply_rule<T, GradientDescent>},
+    {Momentum::name, Momentum::slots, false, apply_rule<T, Momentum>},
+    {Nesterov::name, Nesterov::slots, false, apply_rule<T, Nesterov>},
+    {AdaptiveMoments::name, AdaptiveMoments::slots, false, apply_rule<T, AdaptiveMoments>},
 };

@@ -22,9 +22,10 @@ struct Task {
 template <class T>
 class Schedule {
  public:
-  explicit Schedule(const Task<T>& task) : network(task.network), parameters(0, task.network.padded_size, task.slots) {
-    for (int i = 0; i < task.threads; i++) scratch_.emplace_back(scratch_size<T>);
-  }
+  explicit Schedule(const Task<T>& task)
+      : network(task.network),
+        parameters(0, task.network.padded_size, task.slots),
+        scratch_(scratch_for<T>(task.threads)) {}
   virtual ~Schedule() = default;
 
   virtual void before(const Batch<T>&, int thread, int threads) = 0;
@@ -43,10 +44,10 @@ class Schedule {
   Parameters<T> parameters;
 
  protected:
-  T* scratch(int thread) { return scratch_[size_t(thread)].data(); }
+  T* scratch(int thread) { return scratch_ + thread * scratch_size<T>; }
 
  private:
-  std::vector<Buffer<T>> scratch_;
+  T* const scratch_;
 };
 
 // Rows, then weights (general). The threads split the rows of the batch for forward, loss and deltas,
@@ -80,8 +81,7 @@ class RowsThenWeights final : public Schedule<T> {
     for (size_t i = 0; i < this->network.layers.size(); i++) {
       const Layer<T>& layer = this->network.layers[i];
       const index low = layer.inputs * thread / threads, high = layer.inputs * (thread + 1) / threads;
-      worker_.weight_gradient(i, low, high, batch.rows, false, p, this->scratch(thread));
-      p.update(batch.rule, batch.numbers, layer.weights + low * layer.width, (high - low) * layer.width);
+      worker_.update_weights(batch, i, low, high, p, this->scratch(thread));
       if (int(i) % threads != thread) continue;
       worker_.bias_gradient(i, batch.rows, false, p);
       p.update(batch.rule, batch.numbers, layer.biases, layer.width);
@@ -117,6 +117,7 @@ class Tiles96 final : public Schedule<T> {
 
   void before(const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = *workers_[size_t(thread)];
+    worker.transpose(this->parameters);
     T* const scratch = this->scratch(thread);
     const index tiles = tile_count(batch.rows), slots = gradient_count(batch.rows);
     for (index slot = slots * thread / threads; slot < slots * (thread + 1) / threads; slot++) {
@@ -217,9 +218,7 @@ class InputsThenTail final : public Schedule<T> {
     }
     tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
     const index low = begin(parts_ * thread / threads), high = begin(parts_ * (thread + 1) / threads);
-    worker.weight_gradient(0, low, high, batch.rows, false, this->parameters, scratch);
-    this->parameters.update(batch.rule, batch.numbers, layers[0].weights + low * layers[0].width,
-                            (high - low) * layers[0].width);
+    worker.update_weights(batch, 0, low, high, this->parameters, scratch);
   }
 
   double loss(const Batch<T>&) const override { return loss_; }

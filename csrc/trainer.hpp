@@ -140,44 +140,47 @@ class Worker {
     return sum;
   }
 
+  // Transposes the weights for `propagate`, once for all of its calls on these parameters.
+  void transpose(Parameters<T>& p) {
+    transposed_.resize(network_.layers.size());
+    for (size_t i = 1; i < network_.layers.size(); i++) {
+      const Layer<T>& layer = network_.layers[i];
+      const index width = network_.layers[i - 1].width;
+      if (!transposed_[i].data()) transposed_[i] = Buffer<T>(layer.outputs * width);
+      network_.kernels->transpose(layer.inputs, layer.outputs, p.value(layer.weights), layer.width,
+                                  transposed_[i].data(), width);
+    }
+  }
+
   // The deltas of the hidden layers, from the last one down.
   void propagate(index at, index rows, Parameters<T>& p, T* scratch) {
     for (size_t i = network_.layers.size() - 1; i > 0; i--) {
       const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
       T* const d = d_[i - 1].data() + at * below.stride;
       const T* const s = (below.slope_from_input ? z_ : a_)[i - 1].data() + at * below.stride;
-      network_.kernels->gemm_bt({rows, layer.inputs, layer.outputs, d_[i].data() + at * layer.stride, layer.stride,
-                                 p.value(layer.weights), layer.width, nullptr, 0, d, below.stride, scratch, true});
+      const bool ready = !transposed_.empty();
+      (ready ? network_.kernels->gemm : network_.kernels->gemm_bt)(
+          {rows, layer.inputs, layer.outputs, d_[i].data() + at * layer.stride, layer.stride,
+           ready ? transposed_[i].data() : p.value(layer.weights), ready ? below.width : layer.width, nullptr, 0, d,
+           below.stride, scratch, true});
       below.activation->delta(rows, below.stride, d, s, d);
     }
+  }
+
+  // Rows [low, high) of the weights of layer i, updated with their gradient over the batch.
+  void update_weights(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
+    const Layer<T>& layer = network_.layers[i];
+    if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
+      return weight_product(i, low, high, batch.rows, nullptr, p.value(layer.weights), batch.numbers, scratch);
+    weight_gradient(i, low, high, batch.rows, false, p, scratch);
+    p.update(batch.rule, batch.numbers, layer.weights + low * layer.width, (high - low) * layer.width);
   }
 
   // Rows [low, high) of the gradient of the weights of layer i, over the first `rows` samples; added
   // to what is there, or not.
   void weight_gradient(size_t i, index low, index high, index rows, bool add, Parameters<T>& p, T* scratch) {
-    const Layer<T>& layer = network_.layers[i];
-    for (index first = low; first < high; first += max_tile_rows) {
-      T* const c = p.derivative(layer.weights + first * layer.width);
-      Gemm<T> product{std::min(max_tile_rows, high - first),
-                      layer.outputs,
-                      rows,
-                      nullptr,
-                      0,
-                      d_[i].data(),
-                      layer.stride,
-                      add ? c : nullptr,
-                      layer.width,
-                      c,
-                      layer.width,
-                      scratch,
-                      true};
-      set_inputs(product, i, 0);
-      if (i)
-        product.a += first;
-      else
-        product.a_offset = first;
-      (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
-    }
+    T* const g = p.derivative(network_.layers[i].weights);
+    weight_product(i, low, high, rows, add ? g : nullptr, g, nullptr, scratch);
   }
 
   void bias_gradient(size_t i, index rows, bool add, Parameters<T>& p) const {
@@ -192,6 +195,36 @@ class Worker {
   }
 
  private:
+  // Rows [low, high) of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas.
+  void weight_product(size_t i, index low, index high, index rows, const T* start, T* c, const double* rate,
+                      T* scratch) {
+    const Layer<T>& layer = network_.layers[i];
+    for (index first = low; first < high; first += max_tile_rows) {
+      const index offset = first * layer.width;
+      Gemm<T> product{std::min(max_tile_rows, high - first),
+                      layer.outputs,
+                      rows,
+                      nullptr,
+                      0,
+                      d_[i].data(),
+                      layer.stride,
+                      start ? start + offset : nullptr,
+                      layer.width,
+                      c + offset,
+                      layer.width,
+                      scratch,
+                      true};
+      product.descends = rate != nullptr;
+      product.rate = rate ? T(*rate) : T(0);
+      set_inputs(product, i, 0);
+      if (i)
+        product.a += first;
+      else
+        product.a_offset = first;
+      (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
+    }
+  }
+
   // Rows of targets are short: a call of memmove would cost more than the copy.
   static void copy_row(const T* from, index count, T* to) {
     if (count > 16) return void(std::copy_n(from, count, to));
@@ -226,7 +259,7 @@ class Worker {
   const Network<T>& network_;
   const Samples<T>& samples_;
   std::vector<const T*> x_rows_;
-  std::vector<Buffer<T>> a_, d_, z_;
+  std::vector<Buffer<T>> a_, d_, z_, transposed_;
   Buffer<T> out_, out_delta_, y_, weight_;
   Buffer<std::int64_t> labels_;
 };
