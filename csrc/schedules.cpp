@@ -106,7 +106,7 @@ template <class T>
 class Tiles96 final : public Schedule<T> {
  public:
   static bool suits(const Task<T>& task) {
-    return task.network.padded_size * index(sizeof(T)) <= 64 * 1024 && task.batch >= 4 * tile_rows;
+    return task.network.compact_size * index(sizeof(T)) <= 48 * 1024 && task.batch >= 4 * tile_rows;
   }
 
   explicit Tiles96(const Task<T>& task) : Schedule<T>(task), losses_(tile_count(task.batch)) {

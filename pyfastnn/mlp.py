@@ -262,7 +262,7 @@ class MLP:
         optimizer : SGD or Adam
             Default: ``Adam()``.
         shuffle : bool
-            A new order each epoch.
+            A new order each epoch; left out where one batch takes all samples.
         sample_weight : (n,) array of the network's dtype, optional
             Not negative. Each batch is averaged with them: sum of w l over sum of w.
         validation_data : (x, y), optional
@@ -296,6 +296,7 @@ class MLP:
         if ProgressBar.suits_here() if progress is None else progress:
             watchers.append(ProgressBar())
 
+        shuffled = shuffle and batch_size < len(x)
         state = self._optimizer_state(optimizer)
         plan = self._plan()
         history = History()
@@ -304,7 +305,7 @@ class MLP:
                 callback.on_begin(self, epochs)
                 stack.callback(callback.on_end, self, history)
             for _ in range(epochs):
-                order = self._rng.permutation(len(x)) if shuffle else np.arange(len(x))
+                order = self._rng.permutation(len(x)) if shuffled else np.arange(len(x))
                 start = time.perf_counter()
                 loss = plan.train_epoch(self._params, x, y, weight, order, batch_size, optimizer, state)
                 history.seconds.append(time.perf_counter() - start)

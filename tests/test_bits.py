@@ -1,0 +1,60 @@
+"""The promise: the same seed gives the same bits on any number of threads, and on any instruction set
+with fused multiply-add, in every training schedule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import COMPILED
+
+import pyfastnn as pf
+from pyfastnn.backends.cpp import CppBackend
+
+pytestmark = pytest.mark.skipif(not COMPILED, reason="needs the compiled core")
+
+# One network and batch for each schedule of csrc/schedules.cpp, large enough for several threads; odd
+# sizes, and a last batch that is short.
+SCHEDULES = {
+    "tiles": ([5, 33, 17, 3], 1201, 4000),
+    "rows, then weights": ([65, 129, 67, 5], 90, 2000),
+    "inputs, then tail": ([787, 31, 10], 13, 3000),
+}
+OPTIMIZERS = [pf.SGD(0.1), pf.SGD(0.1, momentum=0.9), pf.SGD(0.1, momentum=0.9, nesterov=True), pf.Adam()]
+
+
+def trained(
+    backend: CppBackend, threads: int, schedule: str, dtype: np.dtype, optimizer: object, weighted: bool
+) -> np.ndarray:
+    """Parameters after two epochs, their gradient on all samples, and the losses."""
+    layers, batch_size, samples = SCHEDULES[schedule]
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(samples, layers[0])).astype(dtype)
+    labels = rng.integers(0, layers[-1], samples)
+    weight = rng.uniform(0, 2, samples).astype(dtype) if weighted else None
+    net = pf.MLP(layers, ["tanh", "gelu"][: len(layers) - 2], "softmax", dtype=dtype, seed=0)
+    with pf.use_backend(backend):
+        pf.set_num_threads(threads)
+        try:
+            history = net.fit(
+                x, labels, epochs=2, batch_size=batch_size, optimizer=optimizer, sample_weight=weight
+            )
+            loss, gradient = net.loss_and_gradient(x, labels, sample_weight=weight)
+        finally:
+            pf.set_num_threads(0)
+    return np.concatenate([net.params, gradient, np.array([*history.loss, loss])])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimizer, weighted):
+    results = {
+        (backend.isa, threads): trained(backend, threads, schedule, dtype, optimizer, weighted)
+        for backend in COMPILED
+        for threads in (1, 2, 3)
+    }
+    for (isa, threads), result in results.items():
+        assert np.isfinite(result).all()
+        # The baseline rounds products before it adds them: bits of its own, the same for all threads.
+        reference = results[isa if isa == "baseline" else COMPILED[-1].isa, 1]
+        np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
