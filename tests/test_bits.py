@@ -1,5 +1,6 @@
 """The promise: the same seed gives the same bits on any number of threads, and on any instruction set
-with fused multiply-add, in every training schedule."""
+with fused multiply-add, in every training schedule.
+"""
 
 from __future__ import annotations
 
