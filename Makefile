@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 FORMATTED := $(filter-out csrc/coefficients.inl, $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl))
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench measure clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -27,8 +27,15 @@ lint: $(STAMP)-lint  ## check style, types and spelling
 	$(VENV)/bin/clang-format --dry-run --Werror $(FORMATTED)
 	$(VENV)/bin/codespell --skip build,dist
 
+bench:  ## time everything beside the peers (about 20 minutes); QUICK=1: under 5; NAME=... names the results
+	@$(MAKE) --no-print-directory VENV=.venv-bench measure
+
+# In an environment of its own: the peers are large.
+measure: $(STAMP)-bench
+	@$(VENV)/bin/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(NAME),--name $(NAME))
+
 clean:  ## remove what was built, .venv included
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: the environment, the package in it (compiled anew when its sources change; Python files

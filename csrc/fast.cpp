@@ -7,8 +7,6 @@
 #include <array>
 #include <new>
 
-#include "plan.hpp"
-
 namespace py = pybind11;
 
 namespace pyfastnn {
@@ -109,13 +107,13 @@ PyObject* quick_predict_call(PyObject*, PyObject* const* arguments, Py_ssize_t c
     PyErr_SetString(PyExc_TypeError, "quick_predict(capsule, params, x, out)");
     return nullptr;
   }
-  const auto* any = static_cast<const AnyNetwork*>(PyCapsule_GetPointer(arguments[0], nullptr));
-  if (!any) return nullptr;
+  const auto* plan = static_cast<const QuickPlan*>(PyCapsule_GetPointer(arguments[0], nullptr));
+  if (!plan) return nullptr;
   PyObject *params = arguments[1], *x = arguments[2], *out = arguments[3];
   const int type = ready_type(x);
   if (type < 0 || type != ready_type(params) || array_proxy(x)->nd != 2) Py_RETURN_NONE;
-  if (const auto* network = std::get_if<Network<float>>(any)) return quick_predict(*network, params, x, out);
-  return quick_predict(std::get<Network<double>>(*any), params, x, out);
+  if (const auto* network = std::get_if<Network<float>>(plan->network)) return quick_predict(*network, params, x, out);
+  return quick_predict(std::get<Network<double>>(*plan->network), params, x, out);
 }
 
 template <class Function>

@@ -271,13 +271,14 @@ void gemm(const Gemm<T>& whole) {
         index ldb = g.ldb;
         if (TransposedB || large || at_edge) {
           const index columns = clamp(g.columns - n, V * L);
-          // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
-          const index rows_past = (n + V * L - g.columns + g.ldb - 1) / g.ldb;
-          const index inside = at_edge ? clamp(g.depth - rows_past - k, depth) : depth;
-          if constexpr (TransposedB)
+          if constexpr (TransposedB) {
             transpose_rows<T>(depth, columns, V * L, b, ldb, panel, V * L);
-          else
+          } else {
+            // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
+            const index rows_past = (n + V * L - g.columns + g.ldb - 1) / g.ldb;
+            const index inside = at_edge ? clamp(g.depth - rows_past - k, depth) : depth;
             pack_panel<T, V>(depth, inside, columns, b, ldb, panel);
+          }
           b = panel;
           ldb = V * L;
         }

@@ -10,7 +10,7 @@ namespace pyfastnn {
 using index = std::ptrdiff_t;
 
 // A gemm call works on at most this many rows of its result, and packs at most this depth at once.
-constexpr index max_tile_rows = 192;
+constexpr index max_tile_rows = 384;
 constexpr index max_depth = 256;
 // The widest panel of a packed operand, whatever the instruction set: two vectors of 64 bytes.
 constexpr index panel_bytes = 128;

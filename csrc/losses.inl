@@ -69,7 +69,8 @@ struct Poisson {
   }
   template <class T>
   INLINE Vec<T> gradient(Vec<T> a, Vec<T> y) {
-    return T(1) - y / a;
+    // An output that has underflowed must not make infinities: see losses.py.
+    return T(1) - y / maximum(broadcast<T>(Constants<T>::root_tiny), a);
   }
 };
 

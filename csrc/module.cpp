@@ -209,8 +209,11 @@ class Plan {
     });
   }
 
-  // For quick_predict; valid as long as this object.
-  py::capsule capsule() const { return py::capsule(&network_); }
+  // For quick_predict.
+  py::capsule capsule() const {
+    return py::capsule(new QuickPlan{&network_, py::cast(this)},
+                       [](void* plan) { delete static_cast<QuickPlan*>(plan); });
+  }
 
   void predict(const Array& params, const Array& x, Array out) const {
     visit([&](auto& network, auto zero) {

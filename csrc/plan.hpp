@@ -9,7 +9,8 @@
 
 namespace pyfastnn {
 
-// An array aligned to 64 bytes. It starts as zeros: padding must never hold NaN.
+// An array aligned to 64 bytes, zeros at first. Padding may come to hold anything: nothing reads it into a real
+// element, since sums run over real depths only.
 template <class T>
 class Buffer {
  public:

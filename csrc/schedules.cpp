@@ -37,7 +37,7 @@ class Schedule {
   // Spreads the parameters to what threads keep of their own, and gathers them again.
   virtual void start() {}
   virtual void finish() {}
-  // Brings what a thread keeps of its own up to date when it comes back to the team.
+  // Brings what a thread keeps of its own up to date, when it comes (back) to a team.
   virtual void join(int) {}
 
   const Network<T>& network;
@@ -112,7 +112,7 @@ class Tiles96 final : public Schedule<T> {
   explicit Tiles96(const Task<T>& task) : Schedule<T>(task), losses_(tile_count(task.batch)) {
     for (index i = 0; i < gradient_count(task.batch); i++) gradients_.emplace_back(0, task.network.padded_size, 0);
     for (int i = 0; i < task.threads; i++)
-      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.samples, tile_rows));
+      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.samples, tile_rows, true));
   }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
@@ -188,9 +188,7 @@ class InputsThenTail final : public Schedule<T> {
     }
   }
 
-  void start() override {
-    for (Parameters<T>& tail : tails_) tail.copy_from(this->parameters);
-  }
+  void start() override { tails_[0].copy_from(this->parameters); }
 
   void join(int thread) override { tails_[size_t(thread)].copy_from(tails_[0]); }
 

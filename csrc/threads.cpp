@@ -23,7 +23,7 @@ struct ForkGuard {
   }
 } fork_guard;
 
-// The CPU quota of the control group in processors, rounded up; 0 where there is none.
+// The CPU quota of the container, as its root control group says, in processors, rounded up; 0: none.
 int read_quota() {
   double quota = 0, period = 0;
   if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> quota >> period) {

@@ -19,7 +19,7 @@
 namespace pyfastnn::threads {
 
 // Threads that a call made now may use: the least of the processors this process may run on, the
-// CPU quota of its control group, OMP_NUM_THREADS (or what threadpoolctl says) and set_limit; one
+// CPU quota of its container, OMP_NUM_THREADS (or what threadpoolctl says) and set_limit; one
 // in a forked child, where the OpenMP runtime would hang.
 int limit();
 void set_limit(int threads);  // 0: automatic
@@ -150,12 +150,12 @@ void run_steps(int most_threads, index steps, bool barrier_after, Join join, Ste
 
   const auto together = [&] {
     Barrier barrier;
-    std::atomic<bool> dissolve{false};  // after this step; set before barrier(), read after
+    std::atomic<index> end{steps};  // set before barrier(), read after it
     index reached = number;
     team(most_threads, [&](int thread, int threads) {
       const FlushDenormals flush;
       if (thread) join(thread);
-      bool late = false, last = false;
+      bool late = false;
       index own = number;
       auto left = Clock::now();  // the last barrier
       const auto wait = [&] {
@@ -165,11 +165,10 @@ void run_steps(int most_threads, index steps, bool barrier_after, Join join, Ste
         left = Clock::now();
         late = late || (left - arrived > tolerated && left - arrived > worked / 2);
       };
-      while (own < steps && !last) {
+      while (own < end) {
         step(own++, thread, threads, [&] {
-          if (thread == 0) dissolve = late;
+          if (thread == 0 && late) end = own;
           wait();
-          last = dissolve;
         });
         if (barrier_after) wait();
       }

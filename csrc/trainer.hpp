@@ -54,7 +54,8 @@ struct Batch {
 template <class T>
 class Worker {
  public:
-  Worker(const Network<T>& network, const Samples<T>& samples, index rows)
+  // With `transposing`, propagate() multiplies by weights that transpose() has prepared.
+  Worker(const Network<T>& network, const Samples<T>& samples, index rows, bool transposing = false)
       : network_(network),
         samples_(samples),
         x_rows_(size_t(rows)),
@@ -68,6 +69,8 @@ class Worker {
       d_.emplace_back(rows * layer.stride);
       z_.emplace_back(layer.slope_from_input ? rows * layer.stride : 0);
     }
+    for (size_t i = 0; transposing && i < network.layers.size(); i++)
+      transposed_.emplace_back(i ? network.layers[i].outputs * network.layers[i - 1].width : 0);
   }
 
   // Below, rows [at, at + rows) are the worker's own; scratch is that of the calling thread.
@@ -142,11 +145,9 @@ class Worker {
 
   // Transposes the weights for `propagate`, once for all of its calls on these parameters.
   void transpose(Parameters<T>& p) {
-    transposed_.resize(network_.layers.size());
     for (size_t i = 1; i < network_.layers.size(); i++) {
       const Layer<T>& layer = network_.layers[i];
       const index width = network_.layers[i - 1].width;
-      if (!transposed_[i].data()) transposed_[i] = Buffer<T>(layer.outputs * width);
       network_.kernels->transpose(layer.inputs, layer.outputs, p.value(layer.weights), layer.width,
                                   transposed_[i].data(), width);
     }

@@ -9,7 +9,7 @@ struct Constants<float> {
   static constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float exp_overflow = 88.72283905f, exp_underflow = -86.98f;
-  static constexpr float tiny = 1.17549435e-38f;
+  static constexpr float tiny = 1.17549435e-38f, root_tiny = 1.08420217e-19f;
 };
 template <>
 struct Constants<double> {
@@ -17,7 +17,7 @@ struct Constants<double> {
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
   static constexpr double exp_overflow = 709.782712893384, exp_underflow = -708.0;
-  static constexpr double tiny = 2.2250738585072014e-308;
+  static constexpr double tiny = 2.2250738585072014e-308, root_tiny = 1.4916681462400413e-154;
 };
 
 #define BY_TYPE(name)                         \

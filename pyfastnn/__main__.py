@@ -1,10 +1,10 @@
-"""``python -m pyfastnn``: what was found on this machine, and a demonstration."""
+"""``python -m pyfastnn``: what was found on this machine, a demonstration, and a short benchmark."""
 
 from __future__ import annotations
 
 import argparse
 
-from . import __version__, demo
+from . import __version__, bench, demo
 from .config import show_config
 
 
@@ -27,6 +27,15 @@ def _parser() -> argparse.ArgumentParser:
     trial.add_argument("--mnist", metavar="FOLDER", help="use MNIST, from its four IDX files (plain or .gz)")
     trial.add_argument("--epochs", metavar="N", type=_positive, help="default: 30, with --mnist 5")
     trial.set_defaults(run=lambda arguments: demo.run(arguments.mnist, arguments.epochs))
+
+    short = commands.add_parser("bench", help="time training beside the libraries installed here")
+    short.add_argument(
+        "workloads",
+        metavar="WORKLOAD",
+        nargs="*",
+        help=f"of {', '.join(bench.WORKLOADS)}; default: {', '.join(bench.SHORT)}",
+    )
+    short.set_defaults(run=lambda arguments: bench.run(arguments.workloads))
     return parser
 
 

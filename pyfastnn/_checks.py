@@ -123,7 +123,8 @@ def weights(name: str, value: object, samples: int, dtype: np.dtype[Any]) -> Arr
     checked = array(name, value, (samples,), dtype)
     with np.errstate(over="ignore"):
         total = checked.sum()
-    if not (checked.min(initial=np.inf) >= 0 and 0 < total < np.inf):
+    # A sum below the normal numbers would count as zero where subnormal ones are flushed.
+    if not (checked.min(initial=np.inf) >= 0 and np.finfo(dtype).tiny <= total < np.inf):
         raise ValueError(f"{name} must be finite, their sum too, not negative and not all zero")
     return checked
 

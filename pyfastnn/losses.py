@@ -79,6 +79,11 @@ def _poisson(a: Array, y: Array) -> Array:
     return a - y + y * (_log(y) - _log(a))
 
 
+def _poisson_gradient(a: Array, y: Array) -> Array:
+    # An output that has underflowed must not make infinities: the slope behind it has vanished too.
+    return 1 - y / np.maximum(a, np.sqrt(np.finfo(a.dtype).tiny))
+
+
 def _class_hits(a: Array, y: Array) -> Array:
     return a.argmax(axis=1) == (y if y.ndim == 1 else y.argmax(axis=1))
 
@@ -140,7 +145,7 @@ _LIST = (
         "l = a - y + y log(y / a), half the Poisson deviance, sum over outputs; a > 0 from exp or softplus",
         "McCullagh and Nelder, Generalized Linear Models (1989), section 2.3",
         value=_poisson,
-        gradient=lambda a, y: 1 - y / a,
+        gradient=_poisson_gradient,
         matched="exp",
         outputs=("exp", "softplus"),
         interval=(0.0, np.inf),

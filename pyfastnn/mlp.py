@@ -284,6 +284,8 @@ class MLP:
             For ``progress=True`` without tqdm.
         """
         x, y, weight = self._data(x, y, sample_weight)
+        if y.dtype.kind == "i":
+            y = y.copy()  # callbacks could change labels after they have been checked
         epochs = _checks.integer("epochs", epochs, at_least=0)
         batch_size = _checks.integer("batch_size", batch_size, at_least=1)
         optimizer = Adam() if optimizer is None else optimizers.check(optimizer)

@@ -139,7 +139,7 @@ class Adam:
     beta1, beta2 : float
         Decay of the first and second moment, in [0, 1).
     epsilon : float
-        Not negative.
+        Not negative. With 0, a gradient whose square underflows gives infinite steps.
 
     Raises
     ------

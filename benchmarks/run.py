@@ -1,0 +1,243 @@
+"""All benchmarks: measures, writes results.json, and makes the report of it. ``make bench`` calls it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import limits
+import machine
+import numpy as np
+import report
+from arena import Child, ContenderError, children
+from cases import BATCHES, INFERENCE
+from peers import entries
+
+import pyfastnn as pf
+from pyfastnn.bench import WORKLOADS, Workload, deviation, interleave
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured. A visit goes through everything; its rounds ask all contenders in turn."""
+
+    visits: int
+    rounds: int
+    training: float  # seconds of a contender in a round
+    inference: float
+    kernels: float
+    kernel_filter: str
+    slow_ones: bool  # contenders that take longer to set up than to measure
+    peers_on_one_thread: bool
+
+
+FULL = Settings(3, 3, 0.2, 0.05, 0.05, "", slow_ones=True, peers_on_one_thread=True)
+QUICK = Settings(2, 3, 0.1, 0.03, 0.03, "float32", slow_ones=False, peers_on_one_thread=False)
+
+
+class Run:
+    """One run of everything; ``results`` is what results.json will hold."""
+
+    def __init__(self, settings: Settings, processes: dict[tuple[str, int], Child], folder: Path) -> None:
+        self.settings, self._children, self._file = settings, processes, folder / "array.npy"
+        self._entries = entries()
+        self._records: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+        self.skipped: dict[tuple[str, str], str] = {}
+
+    def records(self) -> list[dict[str, Any]]:
+        return [record for record in self._records.values() if record["visits"]]
+
+    def training(self, workload: Workload, threads: int) -> None:
+        """One visit to a workload."""
+        case, check = workload.name, partial(self._check_training, workload)
+        request = {"case": case, "seconds": self.settings.training}
+        calls = {
+            name: partial(self._ask, child, case, "train", request)
+            for name, child in self._verified("training", case, threads, check).items()
+        }
+        for name, seconds in interleave(calls, self.settings.rounds).items():
+            if np.isfinite(seconds).all():
+                record = self._records["training", case, threads, name]
+                record["visits"].append([each / workload.steps for each in seconds])
+
+    def inference(self, workload: Workload, batch: int, threads: int) -> None:
+        """One visit to a network and a batch size."""
+        case = f"{workload.name}, batch {batch}"
+        taking_part = self._verified("inference", case, threads, partial(self._check_inference, workload))
+        percentiles: dict[str, list[list[float]]] = {name: [] for name in taking_part}
+
+        def call(name: str, child: Child) -> list[float]:
+            request = {"case": workload.name, "batch": batch, "seconds": self.settings.inference}
+            answer = self._ask(child, case, "infer", request)
+            percentiles[name].append(answer)
+            return answer[:1]
+
+        calls = {name: partial(call, name, child) for name, child in taking_part.items()}
+        for name, seconds in interleave(calls, self.settings.rounds).items():
+            if np.isfinite(seconds).all():
+                record = self._records["inference", case, threads, name]
+                record["visits"].append(seconds)
+                record["percentiles"] += percentiles[name]
+
+    def kernels(self, threads: int) -> None:
+        """One visit to all kernels, by pytest-benchmark."""
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "kernels.json"
+            options = [f"--threads={threads}", f"--benchmark-json={output}", "--benchmark-disable-gc"]
+            options += [
+                f"--benchmark-max-time={self.settings.kernels}",
+                "-q",
+                "-k",
+                self.settings.kernel_filter,
+            ]
+            command = [sys.executable, "-m", "pytest", HERE / "test_kernels.py", *options]
+            finished = subprocess.run(command, capture_output=True, text=True)
+            if finished.returncode:
+                raise RuntimeError(f"the kernels failed:\n{finished.stdout[-3000:]}")
+            measured = json.loads(output.read_text())["benchmarks"]
+        for each in measured:
+            about = each["extra_info"]
+            kind = {key: about[key] for key in ("kernel", "shape", "dtype")}
+            case = f"{about['kernel']} {'x'.join(map(str, about['shape']))} {about['dtype']}"
+            record = self._record("kernels", case, threads, about["contender"], **kind)
+            record["visits"].append([each["stats"]["median"]])
+
+    def _record(self, family: str, case: str, threads: int, contender: str, **more: Any) -> dict[str, Any]:
+        about = {"family": family, "case": case, "threads": threads, "contender": contender}
+        return self._records.setdefault(
+            (family, case, threads, contender), {**about, **more, "visits": [], "percentiles": []}
+        )
+
+    def _verified(
+        self, family: str, case: str, threads: int, check: Callable[[Child], dict[str, Any]]
+    ) -> dict[str, Child]:
+        """Those who can do the case and give the right results, checked at the first visit."""
+        found = {}
+        for (name, count), child in self._children.items():
+            if count != threads or (name, case) in self.skipped:
+                continue
+            if family == "training" and not self._entries[name].trains:
+                continue
+            try:
+                if (family, case, threads, name) not in self._records:
+                    self._record(family, case, threads, name, **check(child))
+                found[name] = child
+            except ContenderError as error:
+                self.skipped[name, case] = str(error)
+        return found
+
+    def _check_training(self, workload: Workload, child: Child) -> dict[str, Any]:
+        opened = child.ask("open", case=workload.name)
+        child.ask("steps", case=workload.name, path=str(self._file))
+        error, bound = deviation(replace(workload, loss=opened["loss"]), np.load(self._file))
+        return self._judged(error, bound) | opened
+
+    def _check_inference(self, workload: Workload, child: Child) -> dict[str, Any]:
+        rows = 1024
+        child.ask("predict", case=workload.name, rows=rows, path=str(self._file))
+        x, network = workload.data[0][:rows].astype(np.float64), workload.network("float64")
+        for w, b, given in zip(network.weights, network.biases, workload.start, strict=True):
+            w[...], b[...] = given
+        with pf.use_backend("numpy"):
+            exact = network.predict(x)
+        error = float(np.linalg.norm(np.load(self._file) - exact) / np.linalg.norm(exact))
+        # As in pyfastnn.bench.deviation: a sum of k products errs by some k u of its size.
+        return self._judged(error, sum(workload.sizes) * float(np.finfo(np.float32).eps) / 2)
+
+    @staticmethod
+    def _judged(error: float, bound: float) -> dict[str, Any]:
+        if not error <= bound:
+            raise ContenderError(f"wrong result: off by {error:.1e}, bound {bound:.1e}")
+        return {"error": error, "bound": bound}
+
+    def _ask(self, child: Child, case: str, what: str, request: dict[str, Any]) -> list[float]:
+        try:
+            return child.ask(what, **request)
+        except ContenderError as error:
+            self.skipped[child.name, case] = str(error)
+            return [float("nan")]
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
+    """Every family, visit after visit."""
+    facts, found = machine.facts(), entries()
+    names = [name for name, entry in found.items() if settings.slow_ones or not entry.slow]
+    measured: dict[int, list[Any]] = {threads: [] for threads in counts}
+    pairs = [
+        (name, threads)
+        for threads in counts
+        for name in names
+        if settings.peers_on_one_thread or threads == counts[-1] or name in pf.backends()
+    ]
+    with tempfile.TemporaryDirectory() as folder, children(pairs) as processes:
+        run = Run(settings, processes, Path(folder))
+        for name in found.keys() - set(names):
+            run.skipped[name, "all"] = "left out of a quick run: takes longer to set up than to measure"
+        for visit in range(1, settings.visits + 1):
+            for threads in counts:
+                now = f"visit {visit} of {settings.visits}, {threads} threads"
+                if threads == counts[-1] or settings.peers_on_one_thread:
+                    say(f"{now}: kernels")
+                    run.kernels(threads)
+                for workload in WORKLOADS.values():
+                    say(f"{now}: training {workload.name}")
+                    measured[threads].append(limits.measure(threads))
+                    run.training(workload, threads)
+                for workload in INFERENCE:
+                    say(f"{now}: predicting {workload.name}")
+                    for batch in BATCHES:
+                        run.inference(workload, batch, threads)
+        runtimes = {}
+        for (name, threads), child in processes.items():
+            if threads == counts[-1]:
+                try:
+                    runtimes[name] = "; ".join(child.ask("libraries"))
+                except ContenderError as error:
+                    runtimes[name] = str(error)
+    return {
+        "facts": facts | {"load after": machine.load()},
+        "settings": vars(settings),
+        "threads": counts,
+        "contenders": names,
+        "runtimes": runtimes,
+        "limits": {threads: limits.best(each) for threads, each in measured.items()},
+        "records": run.records(),
+        "skipped": [[*who, why] for who, why in run.skipped.items()],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under 5 minutes, fewer cases")
+    parser.add_argument("--name", help="folder of benchmarks/results to write; default: full or quick")
+    arguments = parser.parse_args()
+    status = pf.backends()["cpp"]
+    if status != "available":
+        sys.exit(f"benchmarks: nothing to compare, since {status}")
+    settings = QUICK if arguments.quick else FULL
+    folder = HERE / "results" / (arguments.name or ("quick" if arguments.quick else "full"))
+    begin = time.perf_counter()
+    results = measure(settings, sorted({1, pf.get_num_threads()}))
+    results["facts"]["duration"] = f"{(time.perf_counter() - begin) / 60:.1f} minutes"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.write(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""A contender in a process of its own: ``worker.py NAME THREADS``. Answers requests, a JSON line each.
+
+Started by arena.py, with an environment that limits the threads of every library before it is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from cases import PERCENTILES
+from peers import entries, predictor
+from threadpoolctl import threadpool_info
+
+import pyfastnn as pf
+from pyfastnn.bench import WORKLOADS, Contender, few_steps, prepare, time_calls
+
+_PIECES = 64  # inputs of batch 1 to go round
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """What a request may ask for: the public methods."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._entry, self._threads = entries()[name], threads
+        self._open: dict[str, Contender] = {}
+        self._predictors: dict[str, Any] = {}
+        self._latest: tuple[tuple[str, int] | None, list[np.ndarray]] = None, []
+        pf.set_num_threads(threads)
+
+    def open(self, case: str) -> dict[str, str]:
+        """Get ready for a workload; says by which variant, and with which loss."""
+        if case not in self._open:
+            self._open[case] = prepare(self._entry.kind, WORKLOADS[case], self._threads, self._entry.variants)
+        contender = self._open[case]
+        return {"variant": contender.variant, "loss": contender.workload.loss}
+
+    def steps(self, case: str, path: str) -> None:
+        """Write the parameters after a few steps."""
+        np.save(path, few_steps(self._open[case]))
+
+    def train(self, case: str, seconds: float) -> list[float]:
+        """Seconds of whole calls."""
+        return time_calls(self._open[case], seconds)
+
+    def predict(self, case: str, rows: int, path: str) -> None:
+        """Write the outputs at the first rows of the data."""
+        contender = self._opened_for_prediction(case)
+        np.save(path, self._predictors[case](contender.workload.data[0][:rows]))
+
+    def infer(self, case: str, batch: int, seconds: float) -> list[float]:
+        """Percentiles of the seconds of predictions of a batch, input array to output array."""
+        self._opened_for_prediction(case)
+        predict, clock, times = self._predictors[case], time.perf_counter_ns, []
+        pieces = self._pieces(case, batch)
+        for piece in pieces:
+            predict(piece)
+        until = clock() + 1e9 * seconds
+        while not times or clock() < until:
+            for piece in pieces:
+                begin = clock()
+                predict(piece)
+                times.append((clock() - begin) / 1e9)
+        return [float(value) for value in np.percentile(times, PERCENTILES)]
+
+    def _pieces(self, case: str, batch: int) -> list[np.ndarray]:
+        """Batches to go round; those of the latest request are kept."""
+        if self._latest[0] != (case, batch):
+            x = WORKLOADS[case].data[0]
+            count = _PIECES if batch == 1 else 1
+            self._latest = (case, batch), np.split(np.resize(x, (count * batch, x.shape[1])), count)
+        return self._latest[1]
+
+    def libraries(self) -> list[str]:
+        """The thread pools that are loaded, as threadpoolctl sees them."""
+        found = []
+        for pool in threadpool_info():
+            layer = pool.get("threading_layer")
+            name = pool["internal_api"] + (f" {pool['version']}" if pool["version"] else "")
+            found.append(f"{name}{f' ({layer})' if layer else ''}, {pool['num_threads']} threads")
+        return sorted(set(found))
+
+    def _opened_for_prediction(self, case: str) -> Contender:
+        if case not in self._predictors:
+            self.open(case)
+            self._open[case].start(WORKLOADS[case].start)
+            self._predictors[case] = predictor(self._open[case])
+        return self._open[case]
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    if sys.platform == "linux":
+        # A stopped process could not notice that its parent has gone: the system shall end it then.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Libraries may print: their output goes to standard error.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    name, threads = sys.argv[1:]
+    worker: Worker | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            worker = worker or Worker(name, int(threads))
+            answer = {"answer": getattr(worker, request.pop("ask"))(**request)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()
