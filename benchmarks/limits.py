@@ -42,7 +42,7 @@ def measure(threads: int) -> dict[str, dict[str, float]]:
     peaks = {}
     for dtype in ("float32", "float64"):
         like = np.empty(0, dtype)
-        work = _SECONDS * threads * kernels.multiply_add_rate(like, 1e8, 1)
+        work = _SECONDS * kernels.multiply_add_rate(like, 1e8 * threads, threads)
         peaks[dtype] = 2 * max(kernels.multiply_add_rate(like, work, threads) for _ in range(_TRIES))
     sizes = cache_sizes()
     last = max(size for size, _ in sizes.values())
@@ -53,7 +53,7 @@ def measure(threads: int) -> dict[str, dict[str, float]]:
     rates = {}
     for level, span in spans.items():
         rows = _aligned_rows(threads, span)
-        passes = max(64, int(_SECONDS * threads * kernels.read_rate(rows, 64) / rows[0].nbytes))
+        passes = max(threads, int(_SECONDS * kernels.read_rate(rows, threads) / rows[0].nbytes))
         rates[level] = max(kernels.read_rate(rows, passes) for _ in range(_TRIES))
     return {"operations": peaks, "bytes": rates}
 

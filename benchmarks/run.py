@@ -37,13 +37,14 @@ class Settings:
     training: float  # seconds of a contender in a round
     inference: float
     kernels: float
+    kernel_turns: int  # in a visit: a process each, with one figure for a case
     kernel_filter: str
     slow_ones: bool  # contenders that take longer to set up than to measure
     peers_on_one_thread: bool
 
 
-FULL = Settings(3, 3, 0.2, 0.05, 0.05, "", slow_ones=True, peers_on_one_thread=True)
-QUICK = Settings(2, 3, 0.1, 0.03, 0.03, "float32", slow_ones=False, peers_on_one_thread=False)
+FULL = Settings(3, 3, 0.2, 0.05, 0.05, 1, "", slow_ones=True, peers_on_one_thread=True)
+QUICK = Settings(2, 3, 0.1, 0.03, 0.03, 2, "float32", slow_ones=False, peers_on_one_thread=False)
 
 
 class Run:
@@ -191,9 +192,6 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
         for visit in range(1, settings.visits + 1):
             for threads in counts:
                 now = f"visit {visit} of {settings.visits}, {threads} threads"
-                if threads == counts[-1] or settings.peers_on_one_thread:
-                    say(f"{now}: kernels")
-                    run.kernels(threads)
                 for workload in WORKLOADS.values():
                     say(f"{now}: training {workload.name}")
                     measured[threads].append(limits.measure(threads))
@@ -202,6 +200,10 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
                     say(f"{now}: predicting {workload.name}")
                     for batch in BATCHES:
                         run.inference(workload, batch, threads)
+                if threads == counts[-1] or settings.peers_on_one_thread:
+                    for _ in range(settings.kernel_turns):
+                        say(f"{now}: kernels")
+                        run.kernels(threads)
         runtimes = {}
         for (name, threads), child in processes.items():
             if threads == counts[-1]:

@@ -14,6 +14,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _workload(text: str) -> str:
+    if text not in bench.WORKLOADS:
+        raise argparse.ArgumentTypeError(f"unknown {text!r}; known: {', '.join(bench.WORKLOADS)}")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pyfastnn", description="Dense neural networks.")
     parser.add_argument("--version", action="version", version=f"pyfastnn {__version__}")
@@ -33,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "workloads",
         metavar="WORKLOAD",
         nargs="*",
+        type=_workload,
         help=f"of {', '.join(bench.WORKLOADS)}; default: {', '.join(bench.SHORT)}",
     )
     short.set_defaults(run=lambda arguments: bench.run(arguments.workloads))
