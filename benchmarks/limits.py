@@ -12,6 +12,7 @@ from pyfastnn.backends.cpp import CppBackend
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _SECONDS = 0.02  # of one measurement: short, so that some fall into quiet moments
 _TRIES = 3
+_ENOUGH = 1 << 26  # bytes to read for a first guess
 
 
 def cache_sizes() -> dict[str, tuple[int, bool]]:
@@ -42,7 +43,7 @@ def measure(threads: int) -> dict[str, dict[str, float]]:
     peaks = {}
     for dtype in ("float32", "float64"):
         like = np.empty(0, dtype)
-        work = _SECONDS * kernels.multiply_add_rate(like, 1e8 * threads, threads)
+        work = _SECONDS * kernels.multiply_add_rate(like, 1e9, threads)
         peaks[dtype] = 2 * max(kernels.multiply_add_rate(like, work, threads) for _ in range(_TRIES))
     sizes = cache_sizes()
     last = max(size for size, _ in sizes.values())
@@ -53,7 +54,9 @@ def measure(threads: int) -> dict[str, dict[str, float]]:
     rates = {}
     for level, span in spans.items():
         rows = _aligned_rows(threads, span)
-        passes = max(threads, int(_SECONDS * kernels.read_rate(rows, threads) / rows[0].nbytes))
+        few = max(threads, _ENOUGH // rows[0].nbytes)
+        guess = max(kernels.read_rate(rows, few) for _ in range(2))
+        passes = max(few, int(_SECONDS * guess / rows[0].nbytes))
         rates[level] = max(kernels.read_rate(rows, passes) for _ in range(_TRIES))
     return {"operations": peaks, "bytes": rates}
 

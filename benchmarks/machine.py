@@ -11,6 +11,8 @@ from pathlib import Path
 
 from limits import cache_sizes
 
+import pyfastnn as pf
+from pyfastnn.backends.cpp import import_core
 from pyfastnn.config import describe
 
 _PACKAGES = ("scipy", "scikit-learn", "torch", "jax", "jaxlib", "onnxruntime")
@@ -28,6 +30,9 @@ def _processor() -> str:
 
 
 def _commit() -> str:
+    """Of this checkout, where the package in use is its own."""
+    if Path(pf.__file__).resolve().parents[1] != Path(__file__).resolve().parents[1]:
+        return "unknown: pyfastnn is installed from elsewhere"
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -40,6 +45,16 @@ def _commit() -> str:
         return "unknown"
 
 
+def _built() -> str:
+    """When the core in use was compiled: sources may have changed since."""
+    seconds = Path(import_core().__file__ or "").stat().st_mtime
+    return _text(datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc))
+
+
+def _text(time: datetime.datetime) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC")
+
+
 def load() -> str:
     """Processes that want to run, averaged over a minute; this benchmark's own among them."""
     return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
@@ -47,8 +62,9 @@ def load() -> str:
 
 def facts() -> dict[str, str]:
     found = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": _text(datetime.datetime.now(datetime.timezone.utc)),
         "commit": _commit(),
+        "core built": _built(),
         "processor": f"{_processor()}, {os.cpu_count()} processors",
         "caches": ", ".join(
             f"{level} {size // 1024:,} KiB{' shared' if shared else ''}"

@@ -39,12 +39,13 @@ class Settings:
     kernels: float
     kernel_turns: int  # in a visit: a process each, with one figure for a case
     kernel_filter: str
+    largest_batch: int  # of predictions
     slow_ones: bool  # contenders that take longer to set up than to measure
     peers_on_one_thread: bool
 
 
-FULL = Settings(3, 3, 0.2, 0.05, 0.05, 1, "", slow_ones=True, peers_on_one_thread=True)
-QUICK = Settings(2, 3, 0.1, 0.03, 0.03, 2, "float32", slow_ones=False, peers_on_one_thread=False)
+FULL = Settings(3, 3, 0.2, 0.05, 0.05, 1, "", 65_536, slow_ones=True, peers_on_one_thread=True)
+QUICK = Settings(2, 3, 0.1, 0.03, 0.03, 2, "float32", 1024, slow_ones=False, peers_on_one_thread=False)
 
 
 class Run:
@@ -199,7 +200,8 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
                 for workload in INFERENCE:
                     say(f"{now}: predicting {workload.name}")
                     for batch in BATCHES:
-                        run.inference(workload, batch, threads)
+                        if batch <= settings.largest_batch:
+                            run.inference(workload, batch, threads)
                 if threads == counts[-1] or settings.peers_on_one_thread:
                     for _ in range(settings.kernel_turns):
                         say(f"{now}: kernels")
