@@ -133,49 +133,71 @@ struct Exp {
 template <class T, class A>
 constexpr Activation<T> elementwise() {
   return {A::name,
-          [](index rows, index columns, const T* z, T* a) {
-            map<T>(rows * columns, a, [](Vec<T> x) { return A::template value<T>(x); }, z);
+          [](index rows, index, index stride, const T* z, T* a) {
+            map<T>(rows * stride, a, [](Vec<T> x) { return A::template value<T>(x); }, z);
           },
-          [](index rows, index columns, const T* d, const T* s, T* out) {
-            map<T>(rows * columns, out, [](Vec<T> x, Vec<T> y) { return A::template delta<T>(x, y); }, d, s);
+          [](index rows, index, index stride, const T* d, const T* s, T* out) {
+            map<T>(rows * stride, out, [](Vec<T> x, Vec<T> y) { return A::template delta<T>(x, y); }, d, s);
           }};
+}
+
+// What vectors may write of a row: past its end only where there is room, since the next row may still
+// have to be read.
+template <class T>
+INLINE index room_of_row(index columns, index stride) {
+  return stride >= (columns + lanes<T> - 1) / lanes<T> * lanes<T> ? stride : columns;
 }
 
 // The softmax of each row. A NaN or +infinity makes its whole row NaN through the sum.
 template <class T>
-void softmax_value(index rows, index columns, const T* z, T* a) {
+void softmax_value(index rows, index columns, index stride, const T* z, T* a) {
   constexpr T lowest = T(-__builtin_inf());
   constexpr index step = Wide<T>::count;
-  for (index r = 0; r < rows; r++, z += columns, a += columns) {
-    Wide<T> top = load_wide<T>(z, 0, lowest), sum = load_wide<T>(z, 0, T(0));
+  const index room = room_of_row<T>(columns, stride);
+  for (index r = 0; r < rows; r++, z += stride, a += stride) {
+    const index end = (rows - r) * stride;
+    Wide<T> top = broadcast_wide<T>(lowest), sum = broadcast_wide<T>(0);
     for (index j = 0; j < columns; j += step) {
-      const Wide<T> x = load_wide<T>(z + j, columns - j, lowest);
+      const Wide<T> x = load_wide<T>(z + j, columns - j, end - j, lowest);
       UNROLL for (int v = 0; v < x.vectors; v++) top.part[v] = maximum(top.part[v], x.part[v]);
     }
-    const T largest = fold<T>(top, [](T x, T y) { return y > x ? y : x; });
+    const T largest = fold<T>(top, [](Vec<T> x, Vec<T> y) { return y > x ? y : x; });
     for (index j = 0; j < columns; j += step) {
-      Wide<T> x = load_wide<T>(z + j, columns - j, lowest);
+      Wide<T> x = load_wide<T>(z + j, columns - j, end - j, lowest);
       UNROLL for (int v = 0; v < x.vectors; v++) {
         x.part[v] = exponential<T>(x.part[v] - largest);
         sum.part[v] += x.part[v];
       }
-      store_wide<T>(a + j, x, columns - j);
+      store_wide<T>(a + j, x, columns - j, room - j);
     }
-    const T scale = T(1) / fold<T>(sum, [](T x, T y) { return x + y; });
-    map<T>(columns, a, [scale](Vec<T> x) { return x * scale; }, a);
+    const T scale = T(1) / sum_of<T>(sum);
+    for (index j = 0; j < columns; j += step) {
+      Wide<T> x = load_wide<T>(a + j, columns - j, end - j, T(0));
+      UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = x.part[v] * scale;
+      store_wide<T>(a + j, x, columns - j, room - j);
+    }
   }
 }
 
 template <class T>
-void softmax_delta(index rows, index columns, const T* d, const T* a, T* out) {
-  for (index r = 0; r < rows; r++, d += columns, a += columns, out += columns) {
-    Wide<T> sum = load_wide<T>(d, 0, T(0));
-    for (index j = 0; j < columns; j += Wide<T>::count) {
-      const Wide<T> x = load_wide<T>(d + j, columns - j, T(0)), y = load_wide<T>(a + j, columns - j, T(0));
+void softmax_delta(index rows, index columns, index stride, const T* d, const T* a, T* out) {
+  constexpr index step = Wide<T>::count;
+  const index room = room_of_row<T>(columns, stride);
+  for (index r = 0; r < rows; r++, d += stride, a += stride, out += stride) {
+    const index end = (rows - r) * stride;
+    Wide<T> sum = broadcast_wide<T>(0);
+    for (index j = 0; j < columns; j += step) {
+      const Wide<T> x = load_wide<T>(d + j, columns - j, end - j, T(0));
+      const Wide<T> y = load_wide<T>(a + j, columns - j, end - j, T(0));
       UNROLL for (int v = 0; v < x.vectors; v++) sum.part[v] += x.part[v] * y.part[v];
     }
-    const T mean = fold<T>(sum, [](T x, T y) { return x + y; });
-    map<T>(columns, out, [mean](Vec<T> x, Vec<T> y) { return y * (x - mean); }, d, a);
+    const T mean = sum_of<T>(sum);
+    for (index j = 0; j < columns; j += step) {
+      Wide<T> x = load_wide<T>(d + j, columns - j, end - j, T(0));
+      const Wide<T> y = load_wide<T>(a + j, columns - j, end - j, T(0));
+      UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = y.part[v] * (x.part[v] - mean);
+      store_wide<T>(out + j, x, columns - j, room - j);
+    }
   }
 }
 

@@ -39,7 +39,7 @@ void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, cons
     T* const out = sums + first * s.outputs;
     kernels.gemm({rows, s.outputs, s.inputs, x + first * s.inputs, s.inputs, w, s.outputs, b, 0, out, s.outputs,
                   scratch + thread * scratch_size<T>});
-    activation.value(rows, s.outputs, out, a + first * s.outputs);
+    activation.value(rows, s.outputs, s.outputs, out, a + first * s.outputs);
   });
 }
 
@@ -64,7 +64,7 @@ void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, c
   threads::for_each(tiles.count, threads, [&](index tile, int thread) {
     const index first = tiles.begin(tile), rows = tiles.begin(tile + 1) - first, offset = first * s.inputs;
     propagate(kernels, s, first, rows, d, w, out, scratch + thread * scratch_size<T>);
-    activation.delta(rows, s.inputs, out + offset, slopes + offset, out + offset);
+    activation.delta(rows, s.inputs, s.inputs, out + offset, slopes + offset, out + offset);
   });
 }
 
@@ -100,16 +100,23 @@ double output_delta(const KernelTable<T>& kernels, index rows, index outputs, co
   std::vector<double> sums(blocks);
   threads::for_each(blocks, threads_for<T>(32.0 * double(rows) * double(outputs)), [&](index i, int) {
     const index first = i * block, count = std::min(block, rows - first), offset = first * outputs;
-    const T* const weight = targets.weight ? targets.weight + first : nullptr;
     T* const out = d ? d + offset : nullptr;
+    const LossRows<T> part{count,
+                           outputs,
+                           a + offset,
+                           outputs,
+                           targets.y ? targets.y + offset : nullptr,
+                           outputs,
+                           targets.weight ? targets.weight + first : nullptr,
+                           scale,
+                           matched,
+                           out};
     if (targets.labels) {
-      sums[i] = kernels.label_cross_entropy(count, outputs, a + offset, targets.labels + first, weight, scale, out);
+      sums[i] = kernels.label_cross_entropy(part, targets.labels + first);
       return;
     }
-    // Without weights a block is one long row.
-    const index long_rows = weight ? count : 1, columns = weight ? outputs : count * outputs;
-    sums[i] = loss.rows(long_rows, columns, a + offset, targets.y + offset, weight, scale, matched, out);
-    if (out && !matched) activation.delta(count, outputs, out, a + offset, out);
+    sums[i] = loss.rows(part);
+    if (out && !matched) activation.delta(count, outputs, outputs, out, a + offset, out);
   });
   double sum = 0;
   for (double part : sums) sum += part;

@@ -303,30 +303,15 @@ void gemm(const Gemm<T>& whole) {
 }
 
 template <class T>
-void squeeze(index rows, index columns, index stride, const T* from, T* to) {
-  // What vectors write past a row, later rows overwrite; the last rows are written to measure.
-  const index reach = (columns + lanes<T> - 1) / lanes<T> * lanes<T>;
-  index r = 0;
-  for (; r * columns + reach <= rows * columns && r < rows; r++) {
-    for (index j = 0; j < columns; j += lanes<T>) store<T>(to + r * columns + j, load<T>(from + r * stride + j));
-  }
-  for (; r < rows; r++) __builtin_memcpy(to + r * columns, from + r * stride, size_t(columns) * sizeof(T));
-}
-
-template <class T>
 void spread(index rows, index columns, index stride, const T* from, T* to) {
   const index whole = columns / lanes<T> * lanes<T>, rest = columns - whole;
-  // All bits of the lanes that belong to the row.
-  BitsVec<T> keep{};
-  for (index i = 0; i < rest; i++) keep[i] = ~typename Simd<T>::Bits(0);
-  // Only near the end would a whole vector reach past the last row.
-  const index reach = whole + lanes<T>;
-  const index inside = rest == 0 ? rows : rows * columns < reach ? 0 : (rows * columns - reach) / columns + 1;
   for (index r = 0; r < rows; r++, from += columns, to += stride) {
     for (index j = 0; j < whole; j += lanes<T>) store<T>(to + j, load<T>(from + j));
     if (!rest) continue;
-    const Vec<T> x = r < inside ? load<T>(from + whole) : load_part<T>(from + whole, rest);
-    store<T>(to + whole, (Vec<T>)((BitsVec<T>)x & keep));
+    // Only near the end would a whole vector reach past the last row.
+    const bool inside = (rows - r) * columns - whole >= lanes<T>;
+    const Vec<T> x = inside ? load<T>(from + whole) : load_part<T>(from + whole, rest);
+    store<T>(to + whole, first_lanes<T>(rest, x, Vec<T>{}));
   }
 }
 

@@ -32,7 +32,6 @@ constexpr KernelTable<T> make_table() {
           gemm<T, RowPointers<T>, false>,
           gemm<T, ColumnPointers<T>, false>,
           transpose_matrix<T>,
-          squeeze<T>,
           spread<T>,
           lanes<T>,
           add_rows<T>,

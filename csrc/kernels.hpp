@@ -46,19 +46,33 @@ struct Gemm {
   T rate = 0;
 };
 
+// On rows of `columns`, `stride` apart; what lies between may be read and written.
 template <class T>
 struct Activation {
   const char* name;
-  void (*value)(index rows, index columns, const T* z, T* a);                // a may be z
-  void (*delta)(index rows, index columns, const T* d, const T* s, T* out);  // out may be d
+  void (*value)(index rows, index columns, index stride, const T* z, T* a);                // a may be z
+  void (*delta)(index rows, index columns, index stride, const T* d, const T* s, T* out);  // out may be d
+};
+
+// Outputs and targets of a batch, and where the derivative goes; what lies between rows may be written.
+template <class T>
+struct LossRows {
+  index rows, columns;
+  const T* a;
+  index stride;  // of a and d
+  const T* y;
+  index y_stride;
+  const T* weight;  // null: 1 throughout
+  double scale;
+  bool matched;
+  T* d;  // null: not wanted
 };
 
 template <class T>
 struct Loss {
   const char* name;
-  // Returns sum_i weight_i l_i. Writes to d, unless it is null, scale weight_i times a - y where
-  // matched, else dl/da. A null weight is 1 throughout.
-  double (*rows)(index rows, index columns, const T* a, const T* y, const T* weight, double scale, bool matched, T* d);
+  // Returns sum_i weight_i l_i. Writes to d scale weight_i times a - y where matched, else dl/da.
+  double (*rows)(const LossRows<T>&);
 };
 
 // An optimizer's update of a range of parameters: w, and what it remembers in `slots` arrays, from
@@ -82,9 +96,8 @@ struct KernelTable {
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
   // which is filled with zeros.
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
-  // From rows of `stride` to rows of `columns` behind one another, and back. The wide rows have room
-  // for whole vectors; spread fills it with zeros.
-  void (*squeeze)(index rows, index columns, index stride, const T* from, T* to);
+  // From rows of `columns` behind one another to rows of `stride`, which have room for whole vectors: it is
+  // filled with zeros.
   void (*spread)(index rows, index columns, index stride, const T* from, T* to);
   index lanes;
   // sums (columns) += the rows of x.
@@ -94,9 +107,8 @@ struct KernelTable {
   int activation_count;
   const Loss<T>* losses;
   int loss_count;
-  // Cross-entropy with integer labels: as Loss::rows with matched, y the one-hot rows.
-  double (*label_cross_entropy)(index rows, index columns, const T* a, const std::int64_t* labels, const T* weight,
-                                double scale, T* d);
+  // Cross-entropy with integer labels instead of y: as Loss::rows with matched, y the one-hot rows.
+  double (*label_cross_entropy)(const LossRows<T>&, const std::int64_t* labels);
 
   const Rule<T>* rules;
   int rule_count;

@@ -74,54 +74,69 @@ struct Poisson {
   }
 };
 
-// The sum over one row of l(a, y), whose order no instruction set changes; d = factor times the
-// derivative where d is not null.
+// Rows whose losses are summed lane by lane; their sum goes on in double precision.
+constexpr index rows_summed = 32;
+
 template <class T, class L>
-T loss_row(index columns, const T* a, const T* y, T factor, bool matched, T* d) {
-  Wide<T> sum = load_wide<T>(a, 0, T(0));
-  for (index j = 0; j < columns; j += Wide<T>::count) {
-    const index count = columns - j;
-    const Wide<T> x = load_wide<T>(a + j, count, T(0)), t = load_wide<T>(y + j, count, T(0));
-    Wide<T> value, delta;
-    UNROLL for (int v = 0; v < x.vectors; v++) {
-      value.part[v] = L::template value<T>(x.part[v], t.part[v]);
-      if (matched)
-        delta.part[v] = factor * (x.part[v] - t.part[v]);
-      else
-        delta.part[v] = factor * L::template gradient<T>(x.part[v], t.part[v]);
+double loss_rows(const LossRows<T>& g) {
+  double total = 0;
+  Wide<T> sum = broadcast_wide<T>(0);
+  for (index r = 0; r < g.rows; r++) {
+    const T *a = g.a + r * g.stride, *y = g.y + r * g.y_stride;
+    const index end = (g.rows - r) * g.stride, y_end = (g.rows - r) * g.y_stride;
+    const T weight = g.weight ? g.weight[r] : T(1), factor = g.weight ? T(g.scale * double(weight)) : T(g.scale);
+    for (index j = 0; j < g.columns; j += Wide<T>::count) {
+      const index count = g.columns - j;
+      const Wide<T> x = load_wide<T>(a + j, count, end - j, T(0)), t = load_wide<T>(y + j, count, y_end - j, T(0));
+      Wide<T> value, delta;
+      UNROLL for (int v = 0; v < x.vectors; v++) {
+        value.part[v] = L::template value<T>(x.part[v], t.part[v]);
+        if (g.matched)
+          delta.part[v] = factor * (x.part[v] - t.part[v]);
+        else
+          delta.part[v] = factor * L::template gradient<T>(x.part[v], t.part[v]);
+      }
+      value = first_lanes<T>(count, value, T(0));
+      UNROLL for (int v = 0; v < x.vectors; v++) sum.part[v] += weight * value.part[v];
+      if (g.d) store_wide<T>(g.d + r * g.stride + j, delta, count, end - j);
     }
-    if (count < Wide<T>::count) value = load_wide<T>(reinterpret_cast<const T*>(&value), count, T(0));
-    UNROLL for (int v = 0; v < x.vectors; v++) sum.part[v] += value.part[v];
-    if (d) store_wide<T>(d + j, delta, count);
+    if (r % rows_summed == rows_summed - 1) {
+      total += double(sum_of<T>(sum));
+      sum = broadcast_wide<T>(0);
+    }
   }
-  return fold<T>(sum, [](T p, T q) { return p + q; });
+  return total + double(sum_of<T>(sum));
 }
 
-template <class T, class L>
-double loss_rows(index rows, index columns, const T* a, const T* y, const T* weight, double scale, bool matched, T* d) {
-  double sum = 0;
-  for (index r = 0; r < rows; r++) {
-    const double w = weight ? double(weight[r]) : 1.0;
-    sum += w * double(loss_row<T, L>(columns, a + r * columns, y + r * columns, T(scale * w), matched,
-                                     d ? d + r * columns : nullptr));
-  }
-  return sum;
-}
-
+// Cross-entropy with integer labels: the logarithms of many rows at once.
 template <class T>
-double label_cross_entropy(index rows, index columns, const T* a, const std::int64_t* labels, const T* weight,
-                           double scale, T* d) {
-  double sum = 0;
-  for (index r = 0; r < rows; r++, a += columns) {
-    const double w = weight ? double(weight[r]) : 1.0;
-    sum -= w * double(log_bounded<T>(broadcast<T>(a[labels[r]]))[0]);
-    if (!d) continue;
-    const T factor = T(scale * w);
-    map<T>(columns, d, [factor](Vec<T> x) { return factor * x; }, a);
-    d[labels[r]] = factor * (a[labels[r]] - T(1));
-    d += columns;
+double label_cross_entropy(const LossRows<T>& g, const std::int64_t* labels) {
+  constexpr index step = Wide<T>::count;
+  Wide<T> sum = broadcast_wide<T>(0);
+  for (index first = 0; first < g.rows; first += step) {
+    const index count = g.rows - first < step ? g.rows - first : step;
+    T chosen[step] = {}, weights[step] = {};
+    for (index i = 0; i < count; i++) {
+      const index r = first + i;
+      const T* const a = g.a + r * g.stride;
+      chosen[i] = a[labels[r]];
+      weights[i] = g.weight ? g.weight[r] : T(1);
+      if (!g.d) continue;
+      const T factor = T(g.scale * double(weights[i]));
+      T* const d = g.d + r * g.stride;
+      const index end = (g.rows - r) * g.stride;
+      for (index j = 0; j < g.columns; j += step) {
+        Wide<T> x = load_wide<T>(a + j, g.columns - j, end - j, T(0));
+        UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = factor * x.part[v];
+        store_wide<T>(d + j, x, g.columns - j, end - j);
+      }
+      d[labels[r]] = factor * (a[labels[r]] - T(1));
+    }
+    const Wide<T> p = load_wide<T>(chosen, count, step, T(1)), weight = load_wide<T>(weights, count, step, T(0));
+    // As multiply-adds into one sum: the compiler could fuse a product with an addition of the fold below.
+    UNROLL for (int v = 0; v < p.vectors; v++) sum.part[v] -= weight.part[v] * log_bounded<T>(p.part[v]);
   }
-  return sum;
+  return double(sum_of<T>(sum));
 }
 
 template <class T>

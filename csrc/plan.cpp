@@ -74,7 +74,7 @@ void predict(const Network<T>& network, const T* params, const T* x, index count
       const T* const b = w + layer.inputs * layer.outputs;
       network.kernels->gemm(
           {rows, layer.outputs, layer.inputs, from, layer.inputs, w, layer.outputs, b, 0, to, layer.outputs, own});
-      layer.activation->value(rows, layer.outputs, to, to);
+      layer.activation->value(rows, layer.outputs, layer.outputs, to, to);
       from = to;
       w = b + layer.outputs;
     }

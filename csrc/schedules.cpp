@@ -71,7 +71,7 @@ class RowsThenWeights final : public Schedule<T> {
       worker_.forward(0, at, rows, this->parameters, this->scratch(thread));
       for (index block = at; block < at + rows; block += block_rows)
         losses_.data()[block / block_rows] =
-            worker_.output_delta(block, std::min(block_rows, at + rows - block), batch.scale);
+            worker_.output_delta(block, batch.first + block, std::min(block_rows, at + rows - block), batch.scale);
       worker_.propagate(at, rows, this->parameters, this->scratch(thread));
     }
   }
@@ -126,7 +126,7 @@ class Tiles96 final : public Schedule<T> {
         const bool add = tile > tiles * slot / slots;
         worker.gather(0, batch.first + at, rows);
         worker.forward(0, 0, rows, this->parameters, scratch);
-        losses_.data()[tile] = worker.output_delta(0, rows, batch.scale);
+        losses_.data()[tile] = worker.output_delta(0, batch.first + at, rows, batch.scale);
         worker.propagate(0, rows, this->parameters, scratch);
         for (size_t i = 0; i < this->network.layers.size(); i++) {
           worker.weight_gradient(i, 0, this->network.layers[i].inputs, rows, add, gradients_[size_t(slot)], scratch);
@@ -206,7 +206,7 @@ class InputsThenTail final : public Schedule<T> {
     T* const scratch = this->scratch(thread);
     worker.first_layer(0, batch.rows, parts_, sums(batch), sums_stride_, tail);
     worker.forward(1, 0, batch.rows, tail, scratch);
-    const double sum = worker.output_delta(0, batch.rows, batch.scale);
+    const double sum = worker.output_delta(0, batch.first, batch.rows, batch.scale);
     if (thread == 0) loss_ = batch.scale * sum;
     worker.propagate(0, batch.rows, tail, scratch);
     const auto& layers = this->network.layers;

@@ -91,6 +91,18 @@ VECTOR_MINMAX(float, __builtin_sqrtf)
 VECTOR_MINMAX(double, __builtin_sqrt)
 #endif
 
+template <class T, int... Lane>
+INLINE BitsVec<T> lane_numbers(std::integer_sequence<int, Lane...>) {
+  return BitsVec<T>{Lane...};
+}
+
+// x in the first count < lanes lanes, y in the others.
+template <class T>
+INLINE Vec<T> first_lanes(index count, Vec<T> x, Vec<T> y) {
+  using Bits = typename Simd<T>::Bits;
+  return lane_numbers<T>(std::make_integer_sequence<int, lanes<T>>{}) < Bits(count) ? x : y;
+}
+
 // A register's worth of lanes that is the same on every machine: row reductions summed in it have
 // the same bits on every instruction set.
 template <class T>
@@ -101,29 +113,74 @@ struct Wide {
 };
 
 template <class T>
-INLINE Wide<T> load_wide(const T* p, index count, T fill) {
+INLINE Wide<T> broadcast_wide(T x) {
   Wide<T> wide;
-  if (count >= Wide<T>::count) {
-    UNROLL for (int v = 0; v < Wide<T>::vectors; v++) wide.part[v] = load<T>(p + v * lanes<T>);
-  } else {
-    UNROLL for (int v = 0; v < Wide<T>::vectors; v++) wide.part[v] = broadcast<T>(fill);
-    __builtin_memcpy(&wide, p, size_t(count) * sizeof(T));
-  }
+  UNROLL for (int v = 0; v < wide.vectors; v++) wide.part[v] = broadcast<T>(x);
   return wide;
 }
 
+// x in the first count lanes, fill in the others.
 template <class T>
-INLINE void store_wide(T* p, const Wide<T>& wide, index count) {
-  __builtin_memcpy(p, &wide, size_t(count < Wide<T>::count ? count : Wide<T>::count) * sizeof(T));
+INLINE Wide<T> first_lanes(index count, Wide<T> x, T fill) {
+  UNROLL for (int v = 0; v < x.vectors; v++) {
+    const index left = count - v * lanes<T>;
+    if (left < lanes<T>) x.part[v] = first_lanes<T>(left < 0 ? 0 : left, x.part[v], broadcast<T>(fill));
+  }
+  return x;
+}
+
+// The first count elements, fill past them; `reach` >= count elements may be read.
+template <class T>
+INLINE Wide<T> load_wide(const T* p, index count, index reach, T fill) {
+  Wide<T> wide;
+  UNROLL for (int v = 0; v < wide.vectors; v++) {
+    const index left = count - v * lanes<T>;
+    if (reach - v * lanes<T> >= lanes<T>)
+      wide.part[v] = load<T>(p + v * lanes<T>);
+    else if (left > 0)
+      wide.part[v] = load_part<T>(p + v * lanes<T>, left);
+    else
+      wide.part[v] = Vec<T>{};
+  }
+  return first_lanes<T>(count, wide, fill);
+}
+
+// The first count elements; up to `reach` >= count may be overwritten.
+template <class T>
+INLINE void store_wide(T* p, const Wide<T>& wide, index count, index reach) {
+  UNROLL for (int v = 0; v < wide.vectors; v++) {
+    const index left = count - v * lanes<T>;
+    if (left <= 0) return;
+    if (reach - v * lanes<T> >= lanes<T>)
+      store<T>(p + v * lanes<T>, wide.part[v]);
+    else
+      store_part<T>(p + v * lanes<T>, wide.part[v], left);
+  }
+}
+
+template <class T, int Half, class F, int... Lane>
+INLINE Vec<T> fold_half(Vec<T> x, F f, std::integer_sequence<int, Lane...>) {
+  return f(x, __builtin_shufflevector(x, x, (Lane ^ Half)...));
+}
+
+template <class T, int Half, class F>
+INLINE T fold(Vec<T> x, F f) {
+  if constexpr (Half == 0)
+    return x[0];
+  else
+    return fold<T, Half / 2>(fold_half<T, Half>(x, f, std::make_integer_sequence<int, lanes<T>>{}), f);
 }
 
 // Lanes folded by halves, in an order that no instruction set changes.
 template <class T, class F>
-INLINE T fold(const Wide<T>& wide, F f) {
-  T lane[Wide<T>::count];
-  __builtin_memcpy(lane, &wide, sizeof lane);
-  UNROLL for (int half = Wide<T>::count / 2; half > 0; half /= 2) {
-    UNROLL for (int i = 0; i < half; i++) lane[i] = f(lane[i], lane[i + half]);
+INLINE T fold(Wide<T> wide, F f) {
+  UNROLL for (int half = wide.vectors / 2; half > 0; half /= 2) {
+    UNROLL for (int v = 0; v < half; v++) wide.part[v] = f(wide.part[v], wide.part[v + half]);
   }
-  return lane[0];
+  return fold<T, lanes<T> / 2>(wide.part[0], f);
+}
+
+template <class T>
+INLINE T sum_of(const Wide<T>& wide) {
+  return fold<T>(wide, [](Vec<T> x, Vec<T> y) { return x + y; });
 }

@@ -49,8 +49,8 @@ struct Batch {
   const double* numbers;
 };
 
-// What forward and backward keep of up to `rows` samples. Activations and deltas are padded; outputs,
-// targets and the derivative of the loss lie in rows of `outputs`.
+// What forward and backward keep of up to `rows` samples: activations and deltas, padded. Of samples that are
+// taken as they lie, targets are read where they are; of others they are gathered.
 template <class T>
 class Worker {
  public:
@@ -59,11 +59,9 @@ class Worker {
       : network_(network),
         samples_(samples),
         x_rows_(size_t(rows)),
-        out_(rows * network.layers.back().outputs),
-        out_delta_(rows * network.layers.back().outputs),
-        y_(samples.y ? rows * network.layers.back().outputs : 0),
-        weight_(samples.weight ? rows : 0),
-        labels_(samples.labels ? rows : 0) {
+        y_(samples.order && samples.y ? rows * network.layers.back().width : 0),
+        weight_(samples.order && samples.weight ? rows : 0),
+        labels_(samples.order && samples.labels ? size_t(rows) : 0) {
     for (const Layer<T>& layer : network.layers) {
       a_.emplace_back(rows * layer.stride);
       d_.emplace_back(rows * layer.stride);
@@ -76,15 +74,20 @@ class Worker {
   // Below, rows [at, at + rows) are the worker's own; scratch is that of the calling thread.
 
   void gather(index at, index first, index rows) {
-    const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
-    for (index r = at; r < at + rows; r++) {
-      const index from = sample(samples_, first + r - at);
-      x_rows_[size_t(r)] = samples_.x + from * inputs;
+    const index inputs = network_.layers.front().inputs;
+    const Layer<T>& top = network_.layers.back();
+    if (!samples_.order) {
+      for (index r = 0; r < rows; r++) x_rows_[size_t(at + r)] = samples_.x + (first + r) * inputs;
+      return;
+    }
+    for (index r = 0; r < rows; r++) {
+      const index from = samples_.order[first + r], to = at + r;
+      x_rows_[size_t(to)] = samples_.x + from * inputs;
       if (samples_.labels)
-        labels_.data()[r] = samples_.labels[from];
+        labels_[size_t(to)] = samples_.labels[from];
       else
-        copy_row(samples_.y + from * outputs, outputs, y_.data() + r * outputs);
-      if (samples_.weight) weight_.data()[r] = samples_.weight[from];
+        copy_row(samples_.y + from * top.outputs, top.outputs, y_.data() + to * top.width);
+      if (samples_.weight) weight_.data()[to] = samples_.weight[from];
     }
   }
 
@@ -123,23 +126,29 @@ class Worker {
   }
 
   // The sum of the weighted losses; their derivatives, times scale, become the last layer's deltas.
-  double output_delta(index at, index rows, double scale) {
+  // The rows are samples [first, first + rows) of the order.
+  double output_delta(index at, index first, index rows, double scale) {
     const Layer<T>& layer = network_.layers.back();
-    const index outputs = layer.outputs, offset = at * outputs;
-    const T* const a = out_.data() + offset;
-    const T* const weight = samples_.weight ? weight_.data() + at : nullptr;
-    T* const d = out_delta_.data() + offset;
-    double sum;
-    if (samples_.labels) {
-      sum = network_.kernels->label_cross_entropy(rows, outputs, a, labels_.data() + at, weight, scale, d);
-    } else {
-      // Without weights the block is one long row.
-      const index long_rows = weight ? rows : 1, columns = weight ? outputs : rows * outputs;
-      const T* const y = y_.data() + offset;
-      sum = network_.loss->rows(long_rows, columns, a, y, weight, scale, network_.matched, d);
-      if (!network_.matched) layer.activation->delta(rows, outputs, d, a, d);
-    }
-    network_.kernels->spread(rows, outputs, layer.stride, d, d_.back().data() + at * layer.stride);
+    const index offset = at * layer.stride;
+    const bool gathered = samples_.order != nullptr;
+    T* const d = d_.back().data() + offset;
+    const T *y = nullptr, *weight = nullptr;
+    if (samples_.y) y = gathered ? y_.data() + at * layer.width : samples_.y + first * layer.outputs;
+    if (samples_.weight) weight = gathered ? weight_.data() + at : samples_.weight + first;
+    const LossRows<T> part{rows,
+                           layer.outputs,
+                           a_.back().data() + offset,
+                           layer.stride,
+                           y,
+                           gathered ? layer.width : layer.outputs,
+                           weight,
+                           scale,
+                           network_.matched,
+                           d};
+    if (samples_.labels)
+      return network_.kernels->label_cross_entropy(part, gathered ? labels_.data() + at : samples_.labels + first);
+    const double sum = network_.loss->rows(part);
+    if (!network_.matched) layer.activation->delta(rows, layer.outputs, layer.stride, d, part.a, d);
     return sum;
   }
 
@@ -164,7 +173,7 @@ class Worker {
           {rows, layer.inputs, layer.outputs, d_[i].data() + at * layer.stride, layer.stride,
            ready ? transposed_[i].data() : p.value(layer.weights), ready ? below.width : layer.width, nullptr, 0, d,
            below.stride, scratch, true});
-      below.activation->delta(rows, below.stride, d, s, d);
+      below.activation->delta(rows, layer.inputs, below.stride, d, s, d);
     }
   }
 
@@ -240,11 +249,7 @@ class Worker {
 
   void activate(size_t i, index at, index rows) {
     const Layer<T>& layer = network_.layers[i];
-    if (i + 1 < network_.layers.size())
-      return layer.activation->value(rows, layer.stride, sums_of(i, at), a_[i].data() + at * layer.stride);
-    T* const out = out_.data() + at * layer.outputs;
-    network_.kernels->squeeze(rows, layer.outputs, layer.stride, sums_of(i, at), out);
-    layer.activation->value(rows, layer.outputs, out, out);
+    layer.activation->value(rows, layer.outputs, layer.stride, sums_of(i, at), a_[i].data() + at * layer.stride);
   }
 
   // The inputs of layer i from row `at` on: the outputs of the layer below, or the samples.
@@ -261,8 +266,8 @@ class Worker {
   const Samples<T>& samples_;
   std::vector<const T*> x_rows_;
   std::vector<Buffer<T>> a_, d_, z_, transposed_;
-  Buffer<T> out_, out_delta_, y_, weight_;
-  Buffer<std::int64_t> labels_;
+  Buffer<T> y_, weight_;
+  std::vector<std::int64_t> labels_;
 };
 
 }  // namespace pyfastnn
