@@ -158,12 +158,12 @@ void softmax_value(index rows, index columns, index stride, const T* z, T* a) {
     const index end = (rows - r) * stride;
     Wide<T> top = broadcast_wide<T>(lowest), sum = broadcast_wide<T>(0);
     for (index j = 0; j < columns; j += step) {
-      const Wide<T> x = load_wide<T>(z + j, columns - j, end - j, lowest);
+      const Wide<T> x = first_lanes<T>(columns - j, load_wide<T>(z + j, columns - j, end - j), lowest);
       UNROLL for (int v = 0; v < x.vectors; v++) top.part[v] = maximum(top.part[v], x.part[v]);
     }
     const T largest = fold<T>(top, [](Vec<T> x, Vec<T> y) { return y > x ? y : x; });
     for (index j = 0; j < columns; j += step) {
-      Wide<T> x = load_wide<T>(z + j, columns - j, end - j, lowest);
+      Wide<T> x = first_lanes<T>(columns - j, load_wide<T>(z + j, columns - j, end - j), lowest);
       UNROLL for (int v = 0; v < x.vectors; v++) {
         x.part[v] = exponential<T>(x.part[v] - largest);
         sum.part[v] += x.part[v];
@@ -172,7 +172,7 @@ void softmax_value(index rows, index columns, index stride, const T* z, T* a) {
     }
     const T scale = T(1) / sum_of<T>(sum);
     for (index j = 0; j < columns; j += step) {
-      Wide<T> x = load_wide<T>(a + j, columns - j, end - j, T(0));
+      Wide<T> x = load_wide<T>(a + j, columns - j, end - j);
       UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = x.part[v] * scale;
       store_wide<T>(a + j, x, columns - j, room - j);
     }
@@ -187,14 +187,14 @@ void softmax_delta(index rows, index columns, index stride, const T* d, const T*
     const index end = (rows - r) * stride;
     Wide<T> sum = broadcast_wide<T>(0);
     for (index j = 0; j < columns; j += step) {
-      const Wide<T> x = load_wide<T>(d + j, columns - j, end - j, T(0));
-      const Wide<T> y = load_wide<T>(a + j, columns - j, end - j, T(0));
+      const Wide<T> x = first_lanes<T>(columns - j, load_wide<T>(d + j, columns - j, end - j), T(0));
+      const Wide<T> y = first_lanes<T>(columns - j, load_wide<T>(a + j, columns - j, end - j), T(0));
       UNROLL for (int v = 0; v < x.vectors; v++) sum.part[v] += x.part[v] * y.part[v];
     }
     const T mean = sum_of<T>(sum);
     for (index j = 0; j < columns; j += step) {
-      Wide<T> x = load_wide<T>(d + j, columns - j, end - j, T(0));
-      const Wide<T> y = load_wide<T>(a + j, columns - j, end - j, T(0));
+      Wide<T> x = load_wide<T>(d + j, columns - j, end - j);
+      const Wide<T> y = load_wide<T>(a + j, columns - j, end - j);
       UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = y.part[v] * (x.part[v] - mean);
       store_wide<T>(out + j, x, columns - j, room - j);
     }

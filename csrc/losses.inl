@@ -81,24 +81,37 @@ template <class T, class L>
 double loss_rows(const LossRows<T>& g) {
   double total = 0;
   Wide<T> sum = broadcast_wide<T>(0);
+  T weight = 1, factor = T(g.scale);
+  // On the first count <= Wide::count elements from column j; `reach` may be accessed.
+  const auto add = [&](index r, index j, index count, index reach, index y_reach) {
+    const Wide<T> x = load_wide<T>(g.a + r * g.stride + j, count, reach);
+    const Wide<T> t = load_wide<T>(g.y + r * g.y_stride + j, count, y_reach);
+    Wide<T> value, delta;
+    UNROLL for (int v = 0; v < x.vectors; v++) {
+      value.part[v] = L::template value<T>(x.part[v], t.part[v]);
+      if (g.matched)
+        delta.part[v] = factor * (x.part[v] - t.part[v]);
+      else
+        delta.part[v] = factor * L::template gradient<T>(x.part[v], t.part[v]);
+    }
+    value = first_lanes<T>(count, value, T(0));
+    UNROLL for (int v = 0; v < x.vectors; v++) sum.part[v] += weight * value.part[v];
+    if (g.d) store_wide<T>(g.d + r * g.stride + j, delta, count, reach);
+  };
+  constexpr index step = Wide<T>::count;
+  const index whole = g.columns / step * step, rest = g.columns - whole;
   for (index r = 0; r < g.rows; r++) {
-    const T *a = g.a + r * g.stride, *y = g.y + r * g.y_stride;
-    const index end = (g.rows - r) * g.stride, y_end = (g.rows - r) * g.y_stride;
-    const T weight = g.weight ? g.weight[r] : T(1), factor = g.weight ? T(g.scale * double(weight)) : T(g.scale);
-    for (index j = 0; j < g.columns; j += Wide<T>::count) {
-      const index count = g.columns - j;
-      const Wide<T> x = load_wide<T>(a + j, count, end - j, T(0)), t = load_wide<T>(y + j, count, y_end - j, T(0));
-      Wide<T> value, delta;
-      UNROLL for (int v = 0; v < x.vectors; v++) {
-        value.part[v] = L::template value<T>(x.part[v], t.part[v]);
-        if (g.matched)
-          delta.part[v] = factor * (x.part[v] - t.part[v]);
-        else
-          delta.part[v] = factor * L::template gradient<T>(x.part[v], t.part[v]);
-      }
-      value = first_lanes<T>(count, value, T(0));
-      UNROLL for (int v = 0; v < x.vectors; v++) sum.part[v] += weight * value.part[v];
-      if (g.d) store_wide<T>(g.d + r * g.stride + j, delta, count, end - j);
+    if (g.weight) {
+      weight = g.weight[r];
+      factor = T(g.scale * double(weight));
+    }
+    for (index j = 0; j < whole; j += step) add(r, j, step, step, step);
+    if (rest) {
+      const index reach = (g.rows - r) * g.stride - whole, y_reach = (g.rows - r) * g.y_stride - whole;
+      if (reach >= step && y_reach >= step)
+        add(r, whole, rest, step, step);
+      else
+        add(r, whole, rest, reach, y_reach);
     }
     if (r % rows_summed == rows_summed - 1) {
       total += double(sum_of<T>(sum));
@@ -115,7 +128,8 @@ double label_cross_entropy(const LossRows<T>& g, const std::int64_t* labels) {
   Wide<T> sum = broadcast_wide<T>(0);
   for (index first = 0; first < g.rows; first += step) {
     const index count = g.rows - first < step ? g.rows - first : step;
-    T chosen[step] = {}, weights[step] = {};
+    T chosen[step], weights[step] = {};
+    for (T& p : chosen) p = 1;
     for (index i = 0; i < count; i++) {
       const index r = first + i;
       const T* const a = g.a + r * g.stride;
@@ -126,13 +140,13 @@ double label_cross_entropy(const LossRows<T>& g, const std::int64_t* labels) {
       T* const d = g.d + r * g.stride;
       const index end = (g.rows - r) * g.stride;
       for (index j = 0; j < g.columns; j += step) {
-        Wide<T> x = load_wide<T>(a + j, g.columns - j, end - j, T(0));
+        Wide<T> x = load_wide<T>(a + j, g.columns - j, end - j);
         UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = factor * x.part[v];
         store_wide<T>(d + j, x, g.columns - j, end - j);
       }
       d[labels[r]] = factor * (a[labels[r]] - T(1));
     }
-    const Wide<T> p = load_wide<T>(chosen, count, step, T(1)), weight = load_wide<T>(weights, count, step, T(0));
+    const Wide<T> p = load_wide<T>(chosen, step, step), weight = load_wide<T>(weights, step, step);
     // As multiply-adds into one sum: the compiler could fuse a product with an addition of the fold below.
     UNROLL for (int v = 0; v < p.vectors; v++) sum.part[v] -= weight.part[v] * log_bounded<T>(p.part[v]);
   }

@@ -129,9 +129,9 @@ INLINE Wide<T> first_lanes(index count, Wide<T> x, T fill) {
   return x;
 }
 
-// The first count elements, fill past them; `reach` >= count elements may be read.
+// The first count elements, and anything past them; `reach` >= count elements may be read.
 template <class T>
-INLINE Wide<T> load_wide(const T* p, index count, index reach, T fill) {
+INLINE Wide<T> load_wide(const T* p, index count, index reach) {
   Wide<T> wide;
   UNROLL for (int v = 0; v < wide.vectors; v++) {
     const index left = count - v * lanes<T>;
@@ -142,7 +142,7 @@ INLINE Wide<T> load_wide(const T* p, index count, index reach, T fill) {
     else
       wide.part[v] = Vec<T>{};
   }
-  return first_lanes<T>(count, wide, fill);
+  return wide;
 }
 
 // The first count elements; up to `reach` >= count may be overwritten.

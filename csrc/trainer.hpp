@@ -81,7 +81,8 @@ class Worker {
       return;
     }
     for (index r = 0; r < rows; r++) {
-      const index from = samples_.order[first + r], to = at + r;
+      const index from = samples_.order[first + r], to = at + r, next = first + r + index(x_rows_.size());
+      if (next < samples_.count) prefetch_row(samples_.x + samples_.order[next] * inputs, inputs);
       x_rows_[size_t(to)] = samples_.x + from * inputs;
       if (samples_.labels)
         labels_[size_t(to)] = samples_.labels[from];
@@ -233,6 +234,12 @@ class Worker {
         product.a_offset = first;
       (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
     }
+  }
+
+  // The start of a row that the next step takes: the processor itself follows a long one from there.
+  static void prefetch_row(const T* row, index count) {
+    constexpr index line = 64 / sizeof(T);
+    for (index i = 0; i < std::min<index>(count, 4 * line); i += line) __builtin_prefetch(row + i);
   }
 
   // Rows of targets are short: a call of memmove would cost more than the copy.
