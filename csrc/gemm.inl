@@ -7,6 +7,8 @@
 
 constexpr index wide_rows = 6, narrow_rows = 8;
 
+INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
+
 // Where element (i, k) of a is, seen from the first row and depth of a block.
 template <class T>
 struct RowMajor {  // i stride + k
@@ -60,9 +62,9 @@ struct Result {
   }
 };
 
-// Rows x (Vectors lanes) of a b.
+// Rows x (Vectors lanes) of a b. Pairs of vectors of b are `pairs` apart.
 template <class T, int Rows, int Vectors, class A>
-INLINE void tile(index depth, A a, const T* b, index ldb, Result<T> result) {
+INLINE void tile(index depth, A a, const T* b, index ldb, Result<T> result, index pairs = 0) {
   constexpr int L = lanes<T>;
   Vec<T> sum[Rows][Vectors];
   UNROLL for (int i = 0; i < Rows; i++) {
@@ -76,7 +78,7 @@ INLINE void tile(index depth, A a, const T* b, index ldb, Result<T> result) {
 #pragma GCC unroll 4
   for (index k = 0; k < depth; k++) {
     Vec<T> panel[Vectors];
-    UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b + k * ldb + j * L);
+    UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b + k * ldb + j / 2 * pairs + j % 2 * L);
     const T* column = nullptr;
     if constexpr (A::transposed) column = a.column(k);
     UNROLL for (int i = 0; i < Rows; i++) {
@@ -113,22 +115,36 @@ INLINE void balanced_blocks(index rows, index most, F f) {
 // All rows of one panel of columns; block(number, first) is where the rows of a block start.
 template <class T, int Vectors, int Most, class Block>
 INLINE void panel_product(index rows, index depth, Block block, const T* b, index ldb, Result<T> result) {
+  const bool adds = depth >= 64 && (result.descends || result.start == result.c);
   index number = 0;
   balanced_blocks(rows, Most, [&](index first, index height) {
+    // The rows of c that the next block adds to, while there is enough to do meanwhile.
+    const T* next = result.c + (first + height) * result.ldc;
+    for (index i = 0; adds && i < Most; i++, next += result.ldc) {
+      UNROLL for (int j = 0; j < Vectors; j++) __builtin_prefetch(next + j * lanes<T>, 1);
+    }
     tile_of_height<T, Vectors, Most>(height, depth, block(number++, first), b, ldb, result.from(first));
   });
 }
 
-// Transposed a to blocks of wide_rows, each (depth, wide_rows).
+// a to blocks of wide_rows, each (depth, wide_rows): read in one stream, and off the powers of two.
 template <class T, class A>
 INLINE void pack_rows(index rows, index depth, A a, T* packed) {
   balanced_blocks(rows, wide_rows, [&](index first, index height) {
-    for (index k = 0; k < depth; k++, packed += wide_rows) {
-      const T* from = a.column(k) + first;
-      if (first + wide_rows <= rows)
-        __builtin_memcpy(packed, from, wide_rows * sizeof(T));
-      else
-        for (index i = 0; i < height; i++) packed[i] = from[i];
+    if constexpr (A::transposed) {
+      for (index k = 0; k < depth; k++, packed += wide_rows) {
+        const T* from = a.column(k) + first;
+        if (first + wide_rows <= rows)
+          __builtin_memcpy(packed, from, wide_rows * sizeof(T));
+        else
+          for (index i = 0; i < height; i++) packed[i] = from[i];
+      }
+    } else {
+      const T* from[wide_rows];
+      UNROLL for (index i = 0; i < wide_rows; i++) from[i] = a.row(first + (i < height ? i : 0));
+      for (index k = 0; k < depth; k++, packed += wide_rows) {
+        UNROLL for (index i = 0; i < wide_rows; i++) packed[i] = from[i][k];
+      }
     }
   });
 }
@@ -192,23 +208,43 @@ void transpose_matrix(index rows, index columns, const T* from, index from_strid
   transpose_rows<T>(columns, rows, (rows + lanes<T> - 1) / lanes<T> * lanes<T>, from, from_stride, to, to_stride);
 }
 
+// As transpose_rows on b in panels, from its row `row` and its column k on.
+template <class T>
+INLINE void transpose_panels(const Panels& panels, index row, index k, index depth, index columns, index reach,
+                             const T* b, T* to) {
+  for (index end = k + depth; k < end;) {
+    const index p = k / panels.panel_width, at = k % panels.panel_width;
+    const index count = clamp(end - k, panels.panel_width - at);
+    transpose_rows<T>(count, columns, reach, b + panels.begin(p, row) + at, panels.width_of(p), to, reach);
+    k += count;
+    to += count * reach;
+  }
+}
+
 template <class T>
 INLINE void copy_columns(index rows, index columns, const T* from, index from_stride, T* to, index to_stride) {
   for (index i = 0; i < rows; i++, from += from_stride, to += to_stride)
     for (index j = 0; j < columns; j++) to[j] = from[j];
 }
 
-INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
-
 // One row against all whole vectors of columns, most of them eight at a time: a row has no other rows
 // to hide the latency of its sums behind. Returns how many columns that were.
 template <class T, class A>
-INLINE index row_product(const Gemm<T>& g, A a) {
+INLINE index row_product(const Gemm<T>& g, A a, index columns) {
+  constexpr index W = 2 * lanes<T>;
   index n = 0;
   const auto tiles_of = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
-    for (; n + V * lanes<T> <= g.columns; n += V * lanes<T>)
-      tile<T, 1, V>(g.depth, a, g.b + n, g.ldb, {g.start ? g.start + n : nullptr, 0, g.c + n, 0, g.descends, g.rate});
+    for (; n + V * lanes<T> <= columns; n += V * lanes<T>) {
+      const T* b = g.b + n;
+      index ldb = g.ldb, pairs = W;
+      if (g.panels) {
+        b = g.b + g.panels->begin(n / W, g.panel_row);
+        ldb = g.panels->width_of(n / W);
+        pairs = g.panels->rows * W;
+      }
+      tile<T, 1, V>(g.depth, a, b, ldb, {g.start ? g.start + n : nullptr, 0, g.c + n, 0, g.descends, g.rate}, pairs);
+    }
   };
   tiles_of(std::integral_constant<int, 8>{});
   tiles_of(std::integral_constant<int, 4>{});
@@ -217,20 +253,12 @@ INLINE index row_product(const Gemm<T>& g, A a) {
   return n;
 }
 
+// Columns [0, last_column), which are g.columns or, of a padded product, whole vectors.
 template <class T, class A, bool TransposedB>
-void gemm(const Gemm<T>& whole) {
+INLINE void product(const Gemm<T>& g, index last_column) {
   constexpr index L = lanes<T>, W = 2 * L;
-  Gemm<T> g = whole;
-  if constexpr (!A::transposed && !TransposedB) {
-    if (g.rows == 1) {
-      const index done = row_product(g, A::of(g));
-      if (done >= g.columns) return;
-      g.columns -= done;
-      g.b += done;
-      g.c += done;
-      if (g.start) g.start += done;
-    }
-  }
+  const Panels* const b_panels = A::transposed ? nullptr : g.panels;
+  const Panels* const c_panels = A::transposed ? g.panels : nullptr;
   T* const panel = g.scratch;
   T* const edge = panel + max_depth * W;  // result columns past the last whole vector, padded
   T* const packed_rows = edge + max_tile_rows * W;
@@ -238,12 +266,13 @@ void gemm(const Gemm<T>& whole) {
 
   const index edge_columns = g.padded || g.columns % L == 0 ? 0 : g.columns % W;
   const index edge_first = g.columns - edge_columns;
-  const index last_column = g.padded ? (g.columns + L - 1) / L * L : g.columns;
 
   // Measured: packing pays where b overflows the first-level cache and is used often enough.
-  const bool large = g.rows >= 24 && g.depth >= 24 && g.ldb > W && g.depth * g.ldb * index(sizeof(T)) > 28 * 1024;
-  const bool blocked = TransposedB || large || edge_columns;
-  const bool pack_a = A::transposed && large && g.columns >= 4 * W && g.depth >= 128;
+  const bool tall = g.rows >= 24;
+  const bool pack_b = !b_panels && tall && g.depth >= 24 && g.ldb > W && g.depth * g.ldb * index(sizeof(T)) > 28 * 1024;
+  const index enough = b_panels ? 1024 : 4 * W;
+  const bool pack_a = tall && g.depth >= 128 && g.columns >= enough;
+  const bool blocked = TransposedB || pack_b || edge_columns || (b_panels && tall);
 
   // A null start stays out of the loop: compiled to masked loads, it would fault at every row.
   if (edge_columns) __builtin_memset(edge, 0, size_t(g.rows * W) * sizeof(T));
@@ -252,27 +281,32 @@ void gemm(const Gemm<T>& whole) {
   index k = 0;
   do {  // once even for depth 0: c = start
     const index blocks = blocked ? (g.depth - k + max_depth - 1) / max_depth : 1;
-    const index depth = blocks ? (g.depth - k + blocks - 1) / blocks : 0;
+    // Whole panels of a transposed b, as far as may be.
+    const index even = blocks ? (g.depth - k + blocks - 1) / blocks : 0;
+    const index depth = TransposedB ? clamp((even + W - 1) / W * W, g.depth - k) : even;
     const A a = whole_a.from(0, k);
-    if constexpr (A::transposed) {
-      if (pack_a) pack_rows<T>(g.rows, depth, a, packed_rows);
-    }
+    if (pack_a) pack_rows<T>(g.rows, depth, a, packed_rows);
     for (index n = 0; n < last_column; n += W) {
       const bool at_edge = edge_columns && n == edge_first;
-      T* const c = at_edge ? edge : g.c + n;
-      const index ldc = at_edge ? W : g.ldc;
+      const index c_offset = c_panels ? c_panels->begin(n / W, g.panel_row) : n;
+      T* const c = at_edge ? edge : g.c + c_offset;
+      const index ldc = at_edge ? W : c_panels ? c_panels->width_of(n / W) : g.ldc;
       const bool first = k == 0 && !at_edge;
-      const T* const start = !first ? c : g.start ? g.start + n : nullptr;
-      const Result<T> result{start, first ? g.start_stride : ldc, c, ldc, g.descends, g.rate};
+      const T* const start = !first ? c : g.start ? g.start + c_offset : nullptr;
+      const index start_stride = first && !c_panels ? g.start_stride : ldc;
+      const Result<T> result{start, start_stride, c, ldc, g.descends, g.rate};
 
       const auto multiply = [&](auto vectors) {
         constexpr int V = decltype(vectors)::value;
+        const index columns = clamp(g.columns - n, V * L);
         const T* b = g.b + (TransposedB ? n * g.ldb + k : k * g.ldb + n);
         index ldb = g.ldb;
-        if (TransposedB || large || at_edge) {
-          const index columns = clamp(g.columns - n, V * L);
+        if (TransposedB || pack_b || at_edge) {
           if constexpr (TransposedB) {
-            transpose_rows<T>(depth, columns, V * L, b, ldb, panel, V * L);
+            if (b_panels)
+              transpose_panels<T>(*b_panels, g.panel_row + n, k, depth, columns, V * L, g.b, panel);
+            else
+              transpose_rows<T>(depth, columns, V * L, b, ldb, panel, V * L);
           } else {
             // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
             const index rows_past = (n + V * L - g.columns + g.ldb - 1) / g.ldb;
@@ -281,6 +315,9 @@ void gemm(const Gemm<T>& whole) {
           }
           b = panel;
           ldb = V * L;
+        } else if (b_panels) {
+          b = g.b + b_panels->begin(n / W, g.panel_row + k);
+          ldb = b_panels->width_of(n / W);
         }
         if (pack_a)
           panel_product<T, V, wide_rows>(
@@ -302,14 +339,32 @@ void gemm(const Gemm<T>& whole) {
   if (edge_columns) copy_columns(g.rows, edge_columns, edge, W, g.c + edge_first, g.ldc);
 }
 
+template <class T, class A, bool TransposedB>
+void gemm(const Gemm<T>& whole) {
+  Gemm<T> g = whole;
+  index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
+  if constexpr (!A::transposed && !TransposedB) {
+    if (g.rows == 1) {
+      const index done = row_product(g, A::of(g), last_column);
+      if (done == last_column) return;
+      // Less than a vector is left, of a product that is not padded.
+      last_column = g.columns -= done;
+      g.b += done;
+      g.c += done;
+      if (g.start) g.start += done;
+    }
+  }
+  product<T, A, TransposedB>(g, last_column);
+}
+
 template <class T>
-void spread(index rows, index columns, index stride, const T* from, T* to) {
+void spread(index rows, index columns, const T* from, index from_stride, T* to, index to_stride) {
   const index whole = columns / lanes<T> * lanes<T>, rest = columns - whole;
-  for (index r = 0; r < rows; r++, from += columns, to += stride) {
+  for (index r = 0; r < rows; r++, from += from_stride, to += to_stride) {
     for (index j = 0; j < whole; j += lanes<T>) store<T>(to + j, load<T>(from + j));
     if (!rest) continue;
     // Only near the end would a whole vector reach past the last row.
-    const bool inside = (rows - r) * columns - whole >= lanes<T>;
+    const bool inside = (rows - 1 - r) * from_stride + rest >= lanes<T>;
     const Vec<T> x = inside ? load<T>(from + whole) : load_part<T>(from + whole, rest);
     store<T>(to + whole, first_lanes<T>(rest, x, Vec<T>{}));
   }

@@ -20,6 +20,23 @@ template <class T>
 constexpr index scratch_size =
     (max_depth + max_tile_rows) * (panel_bytes / index(sizeof(T))) + max_tile_rows * max_depth;
 
+// A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
+// one another. A product reads or writes one from end to end.
+struct Panels {
+  index rows, width, panel_width;  // width: the columns, rounded up to whole vectors
+
+  // Inlined everywhere: see isa.cpp.
+  __attribute__((always_inline)) index count() const { return (width + panel_width - 1) / panel_width; }
+  // Of panel p: its width, and where its row r starts.
+  __attribute__((always_inline)) index width_of(index p) const {
+    const index rest = width - p * panel_width;
+    return rest < panel_width ? rest : panel_width;
+  }
+  __attribute__((always_inline)) index begin(index p, index r) const {
+    return p * rows * panel_width + r * width_of(p);
+  }
+};
+
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
 // by one fused multiply-add per step, whatever the blocking.
 template <class T>
@@ -41,6 +58,10 @@ struct Gemm {
   // a_rows[i] + a_offset instead: a shuffled batch needs no copy.
   const T* const* a_rows = nullptr;
   index a_offset = 0;
+  // Unless null, b of gemm, gemm_rows and gemm_bt is a matrix in panels, from its row panel_row on; so are c and
+  // start of gemm_at and gemm_at_rows. Their strides are not used then.
+  const Panels* panels = nullptr;
+  index panel_row = 0;
   // Instead of all that, c -= rate a b; for a null start and depth <= max_depth.
   bool descends = false;
   T rate = 0;
@@ -96,9 +117,8 @@ struct KernelTable {
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
   // which is filled with zeros.
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
-  // From rows of `columns` behind one another to rows of `stride`, which have room for whole vectors: it is
-  // filled with zeros.
-  void (*spread)(index rows, index columns, index stride, const T* from, T* to);
+  // `columns` of each row to rows with room for whole vectors, which is filled with zeros.
+  void (*spread)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
   index lanes;
   // sums (columns) += the rows of x.
   void (*add_rows)(index rows, index columns, index stride, const T* x, T* sums);

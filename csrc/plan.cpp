@@ -22,6 +22,7 @@ Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes
     layer.width = layer.stride = round_up(layer.outputs, table.lanes);
     // Rows a multiple of 256 bytes apart would meet in few sets of the first-level cache.
     if (layer.stride * sizeof(T) >= 512 && layer.stride * sizeof(T) % 256 == 0) layer.stride += 64 / sizeof(T);
+    layer.panels = {layer.inputs, layer.width, 2 * table.lanes};
     layer.weights = padded_size;
     layer.biases = layer.weights + layer.inputs * layer.width;
     padded_size = round_up(layer.biases + layer.width, 64 / sizeof(T));
@@ -32,20 +33,43 @@ Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes
   }
 }
 
+namespace {
+
+// f(columns, first column, offset into the padded parameters, row stride there) for every panel of weights.
+template <class T, class F>
+void for_panels(const Layer<T>& layer, F f) {
+  const Panels& panels = layer.panels;
+  for (index p = 0; p < panels.count(); p++) {
+    const index first = p * panels.panel_width;
+    f(std::min(panels.panel_width, layer.outputs - first), first, layer.weights + panels.begin(p, 0),
+      panels.width_of(p));
+  }
+}
+
+}  // namespace
+
 template <class T>
 void Network<T>::pad(const T* compact, T* padded) const {
   for (const Layer<T>& layer : layers) {
-    // Weights and biases lie behind one another in both layouts: rows of outputs, of width.
-    kernels->spread(layer.inputs + 1, layer.outputs, layer.width, compact, padded + layer.weights);
-    compact += (layer.inputs + 1) * layer.outputs;
+    for_panels(layer, [&](index columns, index first, index offset, index width) {
+      kernels->spread(layer.inputs, columns, compact + first, layer.outputs, padded + offset, width);
+    });
+    compact += layer.inputs * layer.outputs;
+    kernels->spread(1, layer.outputs, compact, 0, padded + layer.biases, 0);
+    compact += layer.outputs;
   }
 }
 
 template <class T>
 void Network<T>::unpad(const T* padded, T* compact) const {
   for (const Layer<T>& layer : layers) {
-    for (index row = 0; row <= layer.inputs; row++, compact += layer.outputs)
-      std::copy_n(padded + layer.weights + row * layer.width, layer.outputs, compact);
+    for_panels(layer, [&](index columns, index first, index offset, index width) {
+      for (index row = 0; row < layer.inputs; row++)
+        std::copy_n(padded + offset + row * width, columns, compact + row * layer.outputs + first);
+    });
+    compact += layer.inputs * layer.outputs;
+    std::copy_n(padded + layer.biases, layer.outputs, compact);
+    compact += layer.outputs;
   }
 }
 

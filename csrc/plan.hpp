@@ -1,5 +1,5 @@
-// A network laid out for the training schedules: every row of weights, and every row of activations,
-// padded to whole vectors, so that no kernel meets an edge.
+// A network laid out for the training schedules: weights in panels, and every row of them and of activations
+// padded to whole vectors, so that no kernel meets an edge or packs what it multiplies by.
 #pragma once
 
 #include <variant>
@@ -34,7 +34,8 @@ class Buffer {
 template <class T>
 struct Layer {
   index inputs, outputs;
-  index width;            // outputs rounded up to whole vectors: the stride of the weights
+  index width;            // outputs rounded up to whole vectors
+  Panels panels;          // the weights
   index stride;           // of a row of activations: width, kept off the powers of two
   index weights, biases;  // offsets into the padded parameters
   const Activation<T>* activation;

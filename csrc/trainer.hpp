@@ -95,9 +95,13 @@ class Worker {
   // The sums of the first layer over inputs [low, high), without bias, to c (rows, width).
   void first_sums(index at, index rows, index low, index high, Parameters<T>& p, T* c, T* scratch) const {
     const Layer<T>& layer = network_.layers.front();
-    network_.kernels->gemm_rows({rows, layer.outputs, high - low, nullptr, 0,
-                                 p.value(layer.weights + low * layer.width), layer.width, nullptr, 0, c, layer.width,
-                                 scratch, true, x_rows_.data() + at, low});
+    Gemm<T> product{rows, layer.outputs, high - low, nullptr, 0, p.value(layer.weights), 0, nullptr, 0,
+                    c,    layer.width,   scratch,    true};
+    product.a_rows = x_rows_.data() + at;
+    product.a_offset = low;
+    product.panels = &layer.panels;
+    product.panel_row = low;
+    network_.kernels->gemm_rows(product);
   }
 
   // The first layer's activations from `parts` such sums.
@@ -118,8 +122,9 @@ class Worker {
     for (size_t i = from; i < network_.layers.size(); i++) {
       const Layer<T>& layer = network_.layers[i];
       Gemm<T> product{
-          rows, layer.outputs,  layer.inputs, nullptr, 0,   p.value(layer.weights), layer.width, p.value(layer.biases),
+          rows, layer.outputs,  layer.inputs, nullptr, 0,   p.value(layer.weights), 0, p.value(layer.biases),
           0,    sums_of(i, at), layer.stride, scratch, true};
+      product.panels = &layer.panels;
       set_inputs(product, i, at);
       (i ? network_.kernels->gemm : network_.kernels->gemm_rows)(product);
       activate(i, at, rows);
@@ -158,8 +163,12 @@ class Worker {
     for (size_t i = 1; i < network_.layers.size(); i++) {
       const Layer<T>& layer = network_.layers[i];
       const index width = network_.layers[i - 1].width;
-      network_.kernels->transpose(layer.inputs, layer.outputs, p.value(layer.weights), layer.width,
-                                  transposed_[i].data(), width);
+      for (index panel = 0; panel < layer.panels.count(); panel++) {
+        const index first = panel * layer.panels.panel_width;
+        network_.kernels->transpose(layer.inputs, std::min(layer.panels.panel_width, layer.outputs - first),
+                                    p.value(layer.weights) + layer.panels.begin(panel, 0), layer.panels.width_of(panel),
+                                    transposed_[i].data() + first * width, width);
+      }
     }
   }
 
@@ -170,10 +179,21 @@ class Worker {
       T* const d = d_[i - 1].data() + at * below.stride;
       const T* const s = (below.slope_from_input ? z_ : a_)[i - 1].data() + at * below.stride;
       const bool ready = !transposed_.empty();
-      (ready ? network_.kernels->gemm : network_.kernels->gemm_bt)(
-          {rows, layer.inputs, layer.outputs, d_[i].data() + at * layer.stride, layer.stride,
-           ready ? transposed_[i].data() : p.value(layer.weights), ready ? below.width : layer.width, nullptr, 0, d,
-           below.stride, scratch, true});
+      Gemm<T> product{rows,
+                      layer.inputs,
+                      layer.outputs,
+                      d_[i].data() + at * layer.stride,
+                      layer.stride,
+                      ready ? transposed_[i].data() : p.value(layer.weights),
+                      below.width,
+                      nullptr,
+                      0,
+                      d,
+                      below.stride,
+                      scratch,
+                      true};
+      if (!ready) product.panels = &layer.panels;
+      (ready ? network_.kernels->gemm : network_.kernels->gemm_bt)(product);
       below.activation->delta(rows, layer.inputs, below.stride, d, s, d);
     }
   }
@@ -184,7 +204,9 @@ class Worker {
     if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
       return weight_product(i, low, high, batch.rows, nullptr, p.value(layer.weights), batch.numbers, scratch);
     weight_gradient(i, low, high, batch.rows, false, p, scratch);
-    p.update(batch.rule, batch.numbers, layer.weights + low * layer.width, (high - low) * layer.width);
+    for (index panel = 0; panel < layer.panels.count(); panel++)
+      p.update(batch.rule, batch.numbers, layer.weights + layer.panels.begin(panel, low),
+               (high - low) * layer.panels.width_of(panel));
   }
 
   // Rows [low, high) of the gradient of the weights of layer i, over the first `rows` samples; added
@@ -211,7 +233,6 @@ class Worker {
                       T* scratch) {
     const Layer<T>& layer = network_.layers[i];
     for (index first = low; first < high; first += max_tile_rows) {
-      const index offset = first * layer.width;
       Gemm<T> product{std::min(max_tile_rows, high - first),
                       layer.outputs,
                       rows,
@@ -219,12 +240,14 @@ class Worker {
                       0,
                       d_[i].data(),
                       layer.stride,
-                      start ? start + offset : nullptr,
-                      layer.width,
-                      c + offset,
-                      layer.width,
+                      start,
+                      0,
+                      c,
+                      0,
                       scratch,
                       true};
+      product.panels = &layer.panels;
+      product.panel_row = first;
       product.descends = rate != nullptr;
       product.rate = rate ? T(*rate) : T(0);
       set_inputs(product, i, 0);
