@@ -97,12 +97,12 @@ struct Loss {
 };
 
 // An optimizer's update of a range of parameters: w, and what it remembers in `slots` arrays, from
-// the gradient g and the numbers of the step (max_numbers of them).
-constexpr int max_numbers = 4, max_slots = 2;
+// the gradient g and the numbers of the step.
+constexpr int max_slots = 2;
 template <class T>
 struct Rule {
   const char* name;
-  int slots;
+  int slots, numbers;
   bool descends;  // w -= numbers[0] g, which a product can do as it leaves the registers
   void (*apply)(index count, T* w, const T* g, T* const* slots, const double* numbers);
 };

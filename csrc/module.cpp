@@ -123,8 +123,7 @@ class Kernels {
     });
   }
 
-  void update(int rule, Array w, const Array& g, std::vector<Array> slots, std::vector<double> numbers) const {
-    numbers.resize(max_numbers);
+  void update(int rule, Array w, const Array& g, std::vector<Array> slots, const std::vector<double>& numbers) const {
     by_dtype(w, [&](auto zero) {
       using T = decltype(zero);
       T *w_data = output<T>(w), *slot_data[max_slots] = {};
@@ -231,22 +230,23 @@ class Plan {
       using T = decltype(zero);
       const Samples<T> samples = samples_of<T>(x, y, weight, nullptr, x.shape(0));
       T* to = output<T>(gradient);
-      return without_lock(3 * double(samples.count) * double(network.compact_size),
-                          [&] { return pyfastnn::loss_and_gradient(network, input<T>(params), samples, to); });
+      return without_lock(3 * double(samples.count) * double(network.compact_size), [&] {
+        return pyfastnn::loss_and_gradient(network, spare<T>(), input<T>(params), samples, to);
+      });
     });
   }
 
-  double train_epoch(Array params, const Array& x, const Array& y, const OptionalArray& weight, const Array& order,
-                     index batch, const Kernels& kernels, int rule, std::vector<Array> slots,
-                     const Array& numbers) const {
+  double train_epoch(Array params, const Array& x, const Array& y, const OptionalArray& weight,
+                     const OptionalArray& order, index batch, const Kernels& kernels, int rule,
+                     std::vector<Array> slots, const Array& numbers) const {
     return visit([&](auto& network, auto zero) {
       using T = decltype(zero);
-      const Samples<T> samples = samples_of<T>(x, y, weight, input<std::int64_t>(order), order.shape(0));
+      const Samples<T> samples = samples_of<T>(x, y, weight, order ? input<std::int64_t>(*order) : nullptr, x.shape(0));
       T *params_data = output<T>(params), *slot_data[max_slots] = {};
       for (size_t i = 0; i < slots.size(); i++) slot_data[i] = output<T>(slots[i]);
       const Steps<T> steps{&kernels.table<T>().rules[rule], input<double>(numbers)};
       py::gil_scoped_release release;
-      return pyfastnn::train_epoch(network, params_data, slot_data, samples, batch, steps);
+      return pyfastnn::train_epoch(network, spare<T>(), params_data, slot_data, samples, batch, steps);
     });
   }
 
@@ -263,7 +263,17 @@ class Plan {
             count};
   }
 
+  template <class T>
+  Spare<T>& spare() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return spare_f32_;
+    else
+      return spare_f64_;
+  }
+
   AnyNetwork network_;
+  mutable Spare<float> spare_f32_;
+  mutable Spare<double> spare_f64_;
 };
 
 std::vector<std::string> instruction_set_names() {
@@ -288,7 +298,6 @@ PYBIND11_MODULE(_core, m) {
       .def("activations", &Kernels::activations)
       .def("losses", &Kernels::losses)
       .def("rules", &Kernels::rules)
-      .def_property_readonly_static("max_numbers", [](const py::object&) { return pyfastnn::max_numbers; })
       .def("dense_forward", &Kernels::dense_forward)
       .def("activation_delta", &Kernels::activation_delta)
       .def("dense_backward", &Kernels::dense_backward)

@@ -3,7 +3,7 @@
 
 struct GradientDescent {
   static constexpr const char* name = "sgd";
-  static constexpr int slots = 0;
+  static constexpr int slots = 0, numbers = 1;
   template <class T>
   INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>*, const T* numbers) {
     return w - numbers[0] * g;
@@ -12,7 +12,7 @@ struct GradientDescent {
 
 struct Momentum {
   static constexpr const char* name = "momentum";
-  static constexpr int slots = 1;
+  static constexpr int slots = 1, numbers = 2;
   template <class T>
   INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
     slot[0] = numbers[1] * slot[0] + g;
@@ -22,7 +22,7 @@ struct Momentum {
 
 struct Nesterov {
   static constexpr const char* name = "nesterov";
-  static constexpr int slots = 1;
+  static constexpr int slots = 1, numbers = 2;
   template <class T>
   INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
     slot[0] = numbers[1] * slot[0] + g;
@@ -32,7 +32,7 @@ struct Nesterov {
 
 struct AdaptiveMoments {
   static constexpr const char* name = "adam";
-  static constexpr int slots = 2;
+  static constexpr int slots = 2, numbers = 4;
   template <class T>
   INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
     slot[0] = slot[0] + numbers[2] * (g - slot[0]);
@@ -43,8 +43,8 @@ struct AdaptiveMoments {
 
 template <class T, class R>
 void apply_rule(index count, T* w, const T* g, T* const* slots, const double* numbers) {
-  T rounded[max_numbers];
-  for (int i = 0; i < max_numbers; i++) rounded[i] = T(numbers[i]);
+  T rounded[R::numbers];
+  for (int i = 0; i < R::numbers; i++) rounded[i] = T(numbers[i]);
   Vec<T> slot[R::slots + 1];
   index i = 0;
   for (; i + lanes<T> <= count; i += lanes<T>) {
@@ -62,8 +62,8 @@ void apply_rule(index count, T* w, const T* g, T* const* slots, const double* nu
 
 template <class T>
 constexpr Rule<T> rules[] = {
-    {GradientDescent::name, GradientDescent::slots, true, apply_rule<T, GradientDescent>},
-    {Momentum::name, Momentum::slots, false, apply_rule<T, Momentum>},
-    {Nesterov::name, Nesterov::slots, false, apply_rule<T, Nesterov>},
-    {AdaptiveMoments::name, AdaptiveMoments::slots, false, apply_rule<T, AdaptiveMoments>},
+    {GradientDescent::name, GradientDescent::slots, GradientDescent::numbers, true, apply_rule<T, GradientDescent>},
+    {Momentum::name, Momentum::slots, Momentum::numbers, false, apply_rule<T, Momentum>},
+    {Nesterov::name, Nesterov::slots, Nesterov::numbers, false, apply_rule<T, Nesterov>},
+    {AdaptiveMoments::name, AdaptiveMoments::slots, AdaptiveMoments::numbers, false, apply_rule<T, AdaptiveMoments>},
 };

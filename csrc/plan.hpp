@@ -2,6 +2,8 @@
 // padded to whole vectors, so that no kernel meets an edge or packs what it multiplies by.
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <variant>
 #include <vector>
 
@@ -77,20 +79,40 @@ struct Samples {
 template <class T>
 struct Steps {
   const Rule<T>* rule;
-  const double* numbers;  // (steps, max_numbers)
+  const double* numbers;  // (steps, rule->numbers)
 };
 
 // out (count, outputs) = the network at x (count, inputs), with the parameters as Python sees them.
 template <class T>
 void predict(const Network<T>&, const T* params, const T* x, index count, T* out);
 
+template <class T>
+class Schedule;
+
+// The workspace of the last training call, for the next one. Calls at the same time have one each, of which
+// one is kept.
+template <class T>
+class Spare {
+ public:
+  Spare() = default;
+  Spare(const Spare&) = delete;
+  ~Spare();
+
+  std::unique_ptr<Schedule<T>> take();
+  void give(std::unique_ptr<Schedule<T>>);
+
+ private:
+  std::atomic<Schedule<T>*> kept_{nullptr};
+};
+
 // The loss of all samples as one batch, and its gradient.
 template <class T>
-double loss_and_gradient(const Network<T>&, const T* params, const Samples<T>&, T* gradient);
+double loss_and_gradient(const Network<T>&, Spare<T>&, const T* params, const Samples<T>&, T* gradient);
 
 // One pass over the samples in batches, the last one maybe short; returns the mean loss on the way.
 // params and the slots are compact, and updated in place.
 template <class T>
-double train_epoch(const Network<T>&, T* params, T* const* slots, const Samples<T>&, index batch, const Steps<T>&);
+double train_epoch(const Network<T>&, Spare<T>&, T* params, T* const* slots, const Samples<T>&, index batch,
+                   const Steps<T>&);
 
 }  // namespace pyfastnn

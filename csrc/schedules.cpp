@@ -10,23 +10,31 @@
 namespace pyfastnn {
 namespace {
 
+// What a schedule is laid out for.
 template <class T>
 struct Task {
   const Network<T>& network;
-  const Samples<T>& samples;
   index batch;
   int threads, slots;
 };
+
+}  // namespace
 
 // A schedule is two halves of a step with a barrier between, called by every thread of the team.
 template <class T>
 class Schedule {
  public:
-  explicit Schedule(const Task<T>& task)
-      : network(task.network),
-        parameters(0, task.network.padded_size, task.slots),
-        scratch_(scratch_for<T>(task.threads)) {}
+  explicit Schedule(const Task<T>& task_) : task(task_), parameters(0, task_.network.padded_size, task_.slots) {}
   virtual ~Schedule() = default;
+
+  bool suits(const Task<T>& other) const {
+    return task.batch == other.batch && task.threads == other.threads && task.slots == other.slots;
+  }
+  // A call begins, on the thread that made it.
+  void begin(const Samples<T>& samples) {
+    scratch_ = scratch_for<T>(task.threads);
+    take(samples);
+  }
 
   virtual void before(const Batch<T>&, int thread, int threads) = 0;
   virtual void after(const Batch<T>&, int thread, int threads) = 0;
@@ -40,15 +48,18 @@ class Schedule {
   // Brings what a thread keeps of its own up to date, when it comes (back) to a team.
   virtual void join(int) {}
 
-  const Network<T>& network;
+  const Task<T> task;
   Parameters<T> parameters;
 
  protected:
+  virtual void take(const Samples<T>&) = 0;
   T* scratch(int thread) { return scratch_ + thread * scratch_size<T>; }
 
  private:
-  T* const scratch_;
+  T* scratch_ = nullptr;
 };
+
+namespace {
 
 // Rows, then weights (general). The threads split the rows of the batch for forward, loss and deltas,
 // then the rows of each weight matrix for its gradient over the whole batch, and its update. No
@@ -57,9 +68,9 @@ template <class T>
 class RowsThenWeights final : public Schedule<T> {
  public:
   explicit RowsThenWeights(const Task<T>& task)
-      : Schedule<T>(task),
-        worker_(task.network, task.samples, task.batch),
-        losses_((task.batch + block_rows - 1) / block_rows) {}
+      : Schedule<T>(task), worker_(task.network, task.batch), losses_((task.batch + block_rows - 1) / block_rows) {}
+
+  void take(const Samples<T>& samples) override { worker_.take(samples); }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
     const index blocks = (batch.rows + block_rows - 1) / block_rows;
@@ -78,8 +89,8 @@ class RowsThenWeights final : public Schedule<T> {
 
   void after(const Batch<T>& batch, int thread, int threads) override {
     Parameters<T>& p = this->parameters;
-    for (size_t i = 0; i < this->network.layers.size(); i++) {
-      const Layer<T>& layer = this->network.layers[i];
+    for (size_t i = 0; i < this->task.network.layers.size(); i++) {
+      const Layer<T>& layer = this->task.network.layers[i];
       const index low = layer.inputs * thread / threads, high = layer.inputs * (thread + 1) / threads;
       worker_.update_weights(batch, i, low, high, p, this->scratch(thread));
       if (int(i) % threads != thread) continue;
@@ -112,7 +123,11 @@ class Tiles96 final : public Schedule<T> {
   explicit Tiles96(const Task<T>& task) : Schedule<T>(task), losses_(tile_count(task.batch)) {
     for (index i = 0; i < gradient_count(task.batch); i++) gradients_.emplace_back(0, task.network.padded_size, 0);
     for (int i = 0; i < task.threads; i++)
-      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.samples, tile_rows, true));
+      workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, true));
+  }
+
+  void take(const Samples<T>& samples) override {
+    for (auto& worker : workers_) worker->take(samples);
   }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
@@ -128,8 +143,9 @@ class Tiles96 final : public Schedule<T> {
         worker.forward(0, 0, rows, this->parameters, scratch);
         losses_.data()[tile] = worker.output_delta(0, batch.first + at, rows, batch.scale);
         worker.propagate(0, rows, this->parameters, scratch);
-        for (size_t i = 0; i < this->network.layers.size(); i++) {
-          worker.weight_gradient(i, 0, this->network.layers[i].inputs, rows, add, gradients_[size_t(slot)], scratch);
+        for (size_t i = 0; i < this->task.network.layers.size(); i++) {
+          worker.weight_gradient(i, 0, this->task.network.layers[i].inputs, rows, add, gradients_[size_t(slot)],
+                                 scratch);
           worker.bias_gradient(i, rows, add, gradients_[size_t(slot)]);
         }
       }
@@ -138,12 +154,12 @@ class Tiles96 final : public Schedule<T> {
 
   void after(const Batch<T>& batch, int thread, int threads) override {
     constexpr index line = 64 / sizeof(T);
-    const index lines = this->network.padded_size / line, slots = gradient_count(batch.rows);
+    const index lines = this->task.network.padded_size / line, slots = gradient_count(batch.rows);
     const index low = lines * thread / threads * line, count = lines * (thread + 1) / threads * line - low;
     for (index half = 1; half < slots; half *= 2) {
       for (index slot = 0; slot + half < slots; slot += 2 * half)
-        this->network.kernels->add_rows(1, count, 0, gradients_[size_t(slot + half)].derivative(low),
-                                        gradients_[size_t(slot)].derivative(low));
+        this->task.network.kernels->add_rows(1, count, 0, gradients_[size_t(slot + half)].derivative(low),
+                                             gradients_[size_t(slot)].derivative(low));
     }
     std::copy_n(gradients_[0].derivative(low), count, this->parameters.derivative(low));
     this->parameters.update(batch.rule, batch.numbers, low, count);
@@ -183,9 +199,13 @@ class InputsThenTail final : public Schedule<T> {
         sums_stride_(task.batch * task.network.layers[0].width),
         sums_{Buffer<T>(parts_ * sums_stride_), Buffer<T>(parts_ * sums_stride_)} {
     for (int i = 0; i < task.threads; i++) {
-      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.samples, task.batch));
+      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch));
       tails_.emplace_back(task.network.layers[0].biases, task.network.padded_size, task.slots);
     }
+  }
+
+  void take(const Samples<T>& samples) override {
+    for (auto& worker : workers_) worker->take(samples);
   }
 
   void start() override { tails_[0].copy_from(this->parameters); }
@@ -209,7 +229,7 @@ class InputsThenTail final : public Schedule<T> {
     const double sum = worker.output_delta(0, batch.first, batch.rows, batch.scale);
     if (thread == 0) loss_ = batch.scale * sum;
     worker.propagate(0, batch.rows, tail, scratch);
-    const auto& layers = this->network.layers;
+    const auto& layers = this->task.network.layers;
     for (size_t i = 0; i < layers.size(); i++) {
       if (i) worker.weight_gradient(i, 0, layers[i].inputs, batch.rows, false, tail, scratch);
       worker.bias_gradient(i, batch.rows, false, tail);
@@ -235,7 +255,7 @@ class InputsThenTail final : public Schedule<T> {
  private:
   static constexpr index part_inputs = 192;
 
-  index begin(index part) const { return this->network.layers[0].inputs * part / parts_; }
+  index begin(index part) const { return this->task.network.layers[0].inputs * part / parts_; }
   T* sums(const Batch<T>& batch) { return sums_[batch.number % 2].data(); }
 
   const index parts_, sums_stride_;
@@ -271,7 +291,7 @@ int team_size(const Network<T>& network, index batch, double steps) {
 // All batches of the samples in turn; returns their mean loss.
 template <class T>
 double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int threads, const Steps<T>* steps) {
-  const Network<T>& network = schedule.network;
+  const Network<T>& network = schedule.task.network;
   const double outputs = network.mean_over_outputs ? double(network.layers.back().outputs) : 1.0;
   const index count = (samples.count + batch - 1) / batch;
   double total = 0, total_weights = 0;
@@ -287,7 +307,7 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int th
                            rows,
                            weight != 0 ? 1 / (weight * outputs) : 0.0,
                            steps ? steps->rule : nullptr,
-                           steps ? steps->numbers + number * max_numbers : nullptr};
+                           steps ? steps->numbers + number * steps->rule->numbers : nullptr};
         schedule.before(now, thread, active);
         barrier();
         schedule.after(now, thread, active);
@@ -302,32 +322,63 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int th
 }  // namespace
 
 template <class T>
-double loss_and_gradient(const Network<T>& network, const T* params, const Samples<T>& samples, T* gradient) {
+Spare<T>::~Spare() {
+  delete kept_.load();
+}
+
+template <class T>
+std::unique_ptr<Schedule<T>> Spare<T>::take() {
+  return std::unique_ptr<Schedule<T>>(kept_.exchange(nullptr));
+}
+
+template <class T>
+void Spare<T>::give(std::unique_ptr<Schedule<T>> schedule) {
+  delete kept_.exchange(schedule.release());
+}
+
+namespace {
+
+template <class T>
+std::unique_ptr<Schedule<T>> begun(Spare<T>& spare, const Task<T>& task, const Samples<T>& samples) {
+  std::unique_ptr<Schedule<T>> schedule = spare.take();
+  if (!schedule || !schedule->suits(task)) schedule = schedule_for<T>(task);
+  schedule->begin(samples);
+  return schedule;
+}
+
+}  // namespace
+
+template <class T>
+double loss_and_gradient(const Network<T>& network, Spare<T>& spare, const T* params, const Samples<T>& samples,
+                         T* gradient) {
   const int threads = team_size(network, samples.count, 1);
-  const auto schedule = schedule_for<T>({network, samples, samples.count, threads, 0});
+  auto schedule = begun<T>(spare, {network, samples.count, threads, 0}, samples);
   network.pad(params, schedule->parameters.values.data());
   const double loss = run<T>(*schedule, samples, samples.count, threads, nullptr);
   network.unpad(schedule->parameters.gradient.data(), gradient);
+  spare.give(std::move(schedule));
   return loss;
 }
 
 template <class T>
-double train_epoch(const Network<T>& network, T* params, T* const* slots, const Samples<T>& samples, index batch,
-                   const Steps<T>& steps) {
+double train_epoch(const Network<T>& network, Spare<T>& spare, T* params, T* const* slots, const Samples<T>& samples,
+                   index batch, const Steps<T>& steps) {
   const int threads = team_size(network, batch, double(samples.count) / double(batch));
-  const auto schedule = schedule_for<T>({network, samples, batch, threads, steps.rule->slots});
+  auto schedule = begun<T>(spare, {network, batch, threads, steps.rule->slots}, samples);
   Parameters<T>& parameters = schedule->parameters;
   network.pad(params, parameters.values.data());
   for (int i = 0; i < steps.rule->slots; i++) network.pad(slots[i], parameters.slots[size_t(i)].data());
   const double loss = run<T>(*schedule, samples, batch, threads, &steps);
   network.unpad(parameters.values.data(), params);
   for (int i = 0; i < steps.rule->slots; i++) network.unpad(parameters.slots[size_t(i)].data(), slots[i]);
+  spare.give(std::move(schedule));
   return loss;
 }
 
-#define INSTANTIATE(T)                                                                   \
-  template double loss_and_gradient(const Network<T>&, const T*, const Samples<T>&, T*); \
-  template double train_epoch(const Network<T>&, T*, T* const*, const Samples<T>&, index, const Steps<T>&);
+#define INSTANTIATE(T)                                                                              \
+  template class Spare<T>;                                                                          \
+  template double loss_and_gradient(const Network<T>&, Spare<T>&, const T*, const Samples<T>&, T*); \
+  template double train_epoch(const Network<T>&, Spare<T>&, T*, T* const*, const Samples<T>&, index, const Steps<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

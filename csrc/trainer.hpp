@@ -55,13 +55,7 @@ template <class T>
 class Worker {
  public:
   // With `transposing`, propagate() multiplies by weights that transpose() has prepared.
-  Worker(const Network<T>& network, const Samples<T>& samples, index rows, bool transposing = false)
-      : network_(network),
-        samples_(samples),
-        x_rows_(size_t(rows)),
-        y_(samples.order && samples.y ? rows * network.layers.back().width : 0),
-        weight_(samples.order && samples.weight ? rows : 0),
-        labels_(samples.order && samples.labels ? size_t(rows) : 0) {
+  Worker(const Network<T>& network, index rows, bool transposing = false) : network_(network), x_rows_(size_t(rows)) {
     for (const Layer<T>& layer : network.layers) {
       a_.emplace_back(rows * layer.stride);
       d_.emplace_back(rows * layer.stride);
@@ -69,6 +63,16 @@ class Worker {
     }
     for (size_t i = 0; transposing && i < network.layers.size(); i++)
       transposed_.emplace_back(i ? network.layers[i].outputs * network.layers[i - 1].width : 0);
+  }
+
+  // Goes on with these samples.
+  void take(const Samples<T>& samples) {
+    samples_ = samples;
+    if (!samples.order) return;
+    const index rows = index(x_rows_.size());
+    if (samples.y && !y_.data()) y_ = Buffer<T>(rows * network_.layers.back().width);
+    if (samples.weight && !weight_.data()) weight_ = Buffer<T>(rows);
+    if (samples.labels) labels_.resize(size_t(rows));
   }
 
   // Below, rows [at, at + rows) are the worker's own; scratch is that of the calling thread.
@@ -293,7 +297,7 @@ class Worker {
   }
 
   const Network<T>& network_;
-  const Samples<T>& samples_;
+  Samples<T> samples_{};
   std::vector<const T*> x_rows_;
   std::vector<Buffer<T>> a_, d_, z_, transposed_;
   Buffer<T> y_, weight_;

@@ -12,7 +12,6 @@ def thread_limit() -> int: ...
 def explain_threads() -> str: ...
 
 class Kernels:
-    max_numbers: int
     def __init__(self, isa: str) -> None: ...
     def activations(self) -> list[str]: ...
     def losses(self) -> list[str]: ...
@@ -64,7 +63,7 @@ class Plan:
         x: Array,
         y: Array,
         weight: Array | None,
-        order: Array,
+        order: Array | None,
         batch_size: int,
         kernels: Kernels,
         rule: int,

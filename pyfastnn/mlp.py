@@ -307,7 +307,7 @@ class MLP:
                 callback.on_begin(self, epochs)
                 stack.callback(callback.on_end, self, history)
             for _ in range(epochs):
-                order = self._rng.permutation(len(x)) if shuffled else np.arange(len(x))
+                order = self._rng.permutation(len(x)) if shuffled else None
                 start = time.perf_counter()
                 loss = plan.train_epoch(self._params, x, y, weight, order, batch_size, optimizer, state)
                 history.seconds.append(time.perf_counter() - start)

@@ -159,16 +159,13 @@ class CppPlan(Plan):
         x: Array,
         y: Array,
         weight: Array | None,
-        order: Array,
+        order: Array | None,
         batch_size: int,
         optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
-        batch_size = min(batch_size, len(order))
-        steps = -(-len(order) // batch_size)
-        given = optimizer.numbers(state.step + 1, steps)
-        numbers = np.zeros((steps, self._cpp._kernels.max_numbers))
-        numbers[:, : given.shape[1]] = given
+        batch_size = min(batch_size, len(x))
+        steps = -(-len(x) // batch_size)
         loss = self._compiled.train_epoch(
             params,
             x,
@@ -179,7 +176,7 @@ class CppPlan(Plan):
             self._cpp._kernels,
             self._cpp._rule_ids[optimizer.rule],
             state.slots,
-            numbers,
+            optimizer.numbers(state.step + 1, steps),
         )
         state.step += steps
         return loss

@@ -196,26 +196,33 @@ class Plan:
         x: Array,
         y: Array,
         weight: Array | None,
-        order: Array,
+        order: Array | None,
         batch_size: int,
         optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
-        """One pass over x[order] in batches, the last one maybe short; the mean loss on the way."""
+        """One pass over the samples in batches, the last one maybe short; the mean loss on the way.
+
+        ``order``, a permutation (n,) int64, says in which order they are taken; None: as they lie.
+        """
         gradient = np.empty_like(params)
         layers = self.spec.unflatten(params), self.spec.unflatten(gradient)
-        batch_size = min(batch_size, len(order))
+        batch_size = min(batch_size, len(x))
         workspace = Workspace(self.spec, batch_size)
         x_batch = np.empty((batch_size, *x.shape[1:]), x.dtype)
         y_batch = np.empty((batch_size, *y.shape[1:]), y.dtype)
         total = weights = 0.0
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            count = len(rows)
-            # mode="clip" writes to out directly; the order holds valid rows only.
-            xs = x.take(rows, axis=0, out=x_batch[:count], mode="clip")
-            ys = y.take(rows, axis=0, out=y_batch[:count], mode="clip")
+        for start in range(0, len(x), batch_size):
+            span = slice(start, start + batch_size)
+            rows = span if order is None else order[span]
+            if isinstance(rows, slice):
+                xs, ys = x[rows], y[rows]
+            else:
+                # mode="clip" writes to out directly; the order holds valid rows only.
+                xs = x.take(rows, axis=0, out=x_batch[: len(rows)], mode="clip")
+                ys = y.take(rows, axis=0, out=y_batch[: len(rows)], mode="clip")
             ws = None if weight is None else weight[rows]
+            count = len(xs)
             batch_weight = count if ws is None else float(ws.sum(dtype=np.float64))
             total += batch_weight * self._backpropagate(layers, xs, ys, ws, workspace)
             weights += batch_weight
