@@ -74,7 +74,8 @@ PyObject* quick_predict(const Network<T>& network, PyObject* params, PyObject* x
   const auto* input = array_proxy(x);
   const index rows = input->dimensions[0], inputs = network.layers.front().inputs;
   const index outputs = network.layers.back().outputs;
-  if (input->dimensions[1] != inputs || double(rows) * double(network.compact_size) > 1e5) Py_RETURN_NONE;
+  if (input->dimensions[1] != inputs || double(rows) * double(network.compact_size) > quick_multiply_adds)
+    Py_RETURN_NONE;
   const T* const parameters = reinterpret_cast<const T*>(array_proxy(params)->data);
   if (out == Py_None) {
     out = new_matrix(x, rows, outputs);

@@ -22,12 +22,9 @@ namespace {
 using Array = py::array;
 using OptionalArray = std::optional<py::array>;
 
-// Releasing the interpreter lock costs more than it gives below a few microseconds of work.
-constexpr double release_multiply_adds = 1e5;
-
 template <class F>
 auto without_lock(double work, F f) {
-  if (work < release_multiply_adds) return f();
+  if (work < quick_multiply_adds) return f();
   py::gil_scoped_release release;
   return f();
 }
@@ -291,6 +288,7 @@ PYBIND11_MODULE(_core, m) {
   pyfastnn::add_fast_functions(m.ptr());
   m.def("instruction_sets", pyfastnn::instruction_set_names, "Those of this machine, the best last.");
   m.def("set_thread_limit", pyfastnn::threads::set_limit, "0: automatic.");
+  m.def("oversubscribe", pyfastnn::threads::oversubscribe, "For tests: more threads than there are processors.");
   m.def("thread_limit", pyfastnn::threads::limit);
   m.def("explain_threads", pyfastnn::threads::explain);
   py::class_<Kernels>(m, "Kernels")

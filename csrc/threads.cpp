@@ -13,7 +13,7 @@ namespace pyfastnn::threads {
 namespace {
 
 std::atomic<int> requested{0};
-std::atomic<bool> in_forked_child{false};
+std::atomic<bool> in_forked_child{false}, oversubscribed{false};
 
 struct ForkGuard {
   ForkGuard() {
@@ -23,16 +23,29 @@ struct ForkGuard {
   }
 } fork_guard;
 
-// The CPU quota of the container, as its root control group says, in processors, rounded up; 0: none.
+// Processors that `quota` of every `period` microseconds amount to, rounded up; 0: no quota.
+int processors_of(double quota, double period) { return quota > 0 && period > 0 ? int(std::ceil(quota / period)) : 0; }
+
+// The least CPU quota of this process's control group (version 2) and those above it, or that of its container
+// (version 1), in processors; 0: none.
 int read_quota() {
-  double quota = 0, period = 0;
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> quota >> period) {
+  std::string group;
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);)
+    if (line.compare(0, 3, "0::") == 0) group = line.substr(3);
+  int least = 0;
+  for (;; group.resize(group.rfind('/'))) {
+    double quota = 0, period = 0;
     // "max 100000" fails to parse as numbers: no quota.
-  } else {
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+    std::ifstream("/sys/fs/cgroup" + group + "/cpu.max") >> quota >> period;
+    const int here = processors_of(quota, period);
+    if (here && (!least || here < least)) least = here;
+    if (group.rfind('/') == std::string::npos) break;
   }
-  return quota > 0 && period > 0 ? int(std::ceil(quota / period)) : 0;
+  double quota = 0, period = 0;
+  std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") >> quota;
+  std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+  return least ? least : processors_of(quota, period);
 }
 
 int quota() {
@@ -52,6 +65,7 @@ int runtime_limit() { return 1; }
 
 int limit() {
   if (in_forked_child) return 1;
+  if (oversubscribed) return std::max<int>(requested, 1);
   int threads = std::min(processors(), runtime_limit());
   if (quota()) threads = std::min(threads, quota());
   if (requested) threads = std::min<int>(threads, requested);
@@ -59,6 +73,8 @@ int limit() {
 }
 
 void set_limit(int threads) { requested = threads; }
+
+void oversubscribe(bool on) { oversubscribed = on; }
 
 std::string explain() {
 #if defined(_OPENMP)

@@ -23,7 +23,9 @@ namespace pyfastnn::threads {
 // in a forked child, where the OpenMP runtime would hang.
 int limit();
 void set_limit(int threads);  // 0: automatic
-std::string explain();        // the figures behind limit(), for people
+// For tests: set_limit alone decides, so that threads can be more than there are processors.
+void oversubscribe(bool on);
+std::string explain();  // the figures behind limit(), for people
 
 // f(i, thread) for every i in [0, count), claimed one by one, so that a thread that the system has
 // taken away holds nobody up. f must not throw.

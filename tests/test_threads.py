@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from conftest import COMPILED
 from processes import run_python
 
 import pyfastnn as pf
@@ -180,3 +184,77 @@ def test_forked_child_computes(name):
     assert right()
     """
     assert run_python(code, PYFASTNN_BACKEND=name).split() == ["0"]
+
+
+# One network and batch a schedule: tiles, rows then weights, inputs then tail.
+SCHEDULES = [([5, 33, 17, 3], 1201), ([65, 129, 67, 5], 90), ([787, 31, 10], 13)]
+
+
+@pytest.mark.skipif(not COMPILED, reason="without the compiled core")
+@pytest.mark.parametrize(("layers", "batch"), SCHEDULES, ids=repr)
+def test_teams_larger_than_the_machine_end_and_agree(layers, batch):
+    # Members wait for one another's processor all the time: teams dissolve and form again.
+    code = f"""
+    import os
+    import numpy as np, pyfastnn as pf
+    from pyfastnn import _core
+    rng = np.random.default_rng(0)
+    x = rng.random((20 * {batch}, {layers[0]}), np.float32)
+    y = rng.random((20 * {batch}, {layers[-1]}), np.float32)
+    def trained(threads):
+        pf.set_num_threads(threads)
+        net = pf.MLP({layers}, "tanh", seed=0)
+        net.fit(x, y, epochs=5, batch_size={batch})
+        return net.params
+    alone = trained(1)
+    _core.oversubscribe(True)
+    for threads in (3, os.cpu_count() + 3):
+        for _ in range(3):
+            assert (trained(threads) == alone).all()
+        assert pf.get_num_threads() == threads
+    """
+    run_python(code, PYFASTNN_BACKEND="cpp")
+
+
+COUNTER = """
+#include <atomic>
+#include <cstddef>
+extern "C" void* __libc_malloc(size_t);
+extern "C" void* __libc_memalign(size_t, size_t);
+static std::atomic<long> calls{0};
+extern "C" long allocations() { return calls; }
+extern "C" void* malloc(size_t size) { calls++; return __libc_malloc(size); }
+extern "C" void* aligned_alloc(size_t unit, size_t size) { calls++; return __libc_memalign(unit, size); }
+"""
+
+
+@pytest.mark.skipif(
+    not COMPILED or platform.libc_ver()[0] != "glibc" or not shutil.which("c++"),
+    reason="counting allocations takes the compiled core, the GNU C library and a compiler",
+)
+@pytest.mark.parametrize(("layers", "batch"), SCHEDULES, ids=repr)
+def test_steps_do_not_allocate(tmp_path, layers, batch):
+    (tmp_path / "counter.cpp").write_text(COUNTER)
+    library = str(tmp_path / "counter.so")
+    build = ["c++", "-std=c++17", "-shared", "-fPIC", "-o", library, str(tmp_path / "counter.cpp")]
+    subprocess.run(build, check=True)
+    code = f"""
+    import ctypes
+    import numpy as np, pyfastnn as pf
+    library = ctypes.CDLL(None)
+    library.allocations.restype = ctypes.c_long
+    pf.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    x = rng.random((200 * {batch}, {layers[0]}), np.float32)
+    y = rng.random((200 * {batch}, {layers[-1]}), np.float32)
+    net = pf.MLP({layers}, "tanh", seed=0)
+    def allocations(steps):
+        before = library.allocations()
+        net.fit(x[: steps * {batch}], y[: steps * {batch}], epochs=1, batch_size={batch})
+        return library.allocations() - before
+    allocations(1)
+    few, many = allocations(2), allocations(200)
+    assert few > 0  # those of Python and NumPy, once an epoch
+    assert many < few + 50, (few, many)
+    """
+    run_python(code, PYFASTNN_BACKEND="cpp", LD_PRELOAD=library)
