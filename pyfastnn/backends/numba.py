@@ -1,0 +1,23 @@
+"""The backend that Numba compiles at its first use; see ``jitted`` for what it is."""
+
+from __future__ import annotations
+
+from .plan import Backend, BackendUnavailableError
+
+
+def load() -> Backend:
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise BackendUnavailableError(
+                f"backend 'numba' has no working package numba ({error})"
+            ) from error
+        raise BackendUnavailableError(
+            "backend 'numba' has no package numba (pip install 'pyfastnn[numba]')"
+        ) from None
+    except Exception as error:  # whatever a package raises that does not suit its surroundings
+        raise BackendUnavailableError(f"backend 'numba' has no working package numba ({error})") from error
+    from .jitted import NumbaBackend
+
+    return NumbaBackend()
