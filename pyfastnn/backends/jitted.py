@@ -20,11 +20,12 @@ from .numpy import one_hot
 from .plan import Backend, Plan, Spec, batch_scale
 from .vectors import spelled
 
-# The weights of a layer above which BLAS is the faster way to its products, measured.
+# The weights of a layer above which BLAS is the faster way to its products, as measured.
 _MOST_WEIGHTS = 1 << 17
 
-# Elements of the workspace for what passes between the layers, and what its parts are aligned to.
-_WORKSPACE, _ALIGNED = 1 << 15, 16
+# Bytes of what passes between the layers at a time, so that it stays in the cache; elements to which the
+# parts of the workspace are aligned.
+_PASSING, _ALIGNED = 1 << 18, 16
 
 _silent = np.errstate(all="ignore")
 
@@ -219,8 +220,8 @@ class NumbaPlan(Plan):
     def __init__(self, backend: NumbaBackend, spec: Spec) -> None:
         super().__init__(backend, spec)
         self._kit = backend.kit(spec.dtype)
-        # As many rows at a time as leave their activations in the cache.
-        self._rows = min(max(_WORKSPACE // (2 * sum(spec.sizes)), 48), 1024)
+        # Activations and deltas.
+        self._rows = min(max(_PASSING // (2 * sum(spec.sizes) * spec.dtype.itemsize), 48), 1024)
         self._table = np.zeros((len(spec.layers), 8), np.intp)
         self._whole = np.zeros(12, np.intp)
         with compiling.compiling():

@@ -34,7 +34,7 @@ from .vectors import (
 Body = Callable[[ir.Value, "ir.Value | None"], None]
 
 # Of a tile: two vectors wide; more rows where there are 32 registers, not 16.
-TILE_ROWS = 8 if VECTOR_BYTES == 64 else 6
+TILE_ROWS = 12 if VECTOR_BYTES == 64 else 6
 TILE_VECTORS = 2
 
 
