@@ -6,6 +6,8 @@ formulas, so that each function is compiled once a dtype, whatever the network.
 
 from __future__ import annotations
 
+import numpy as np
+
 from .compiling import entry, jit
 from .loops import TILE_ROWS, TILE_VECTORS, call, call_listed, call_product, copy, lanes, moved, pointer, tile
 
@@ -221,28 +223,42 @@ def forward(table, whole, params, x, out, work):
         )
 
 
-@entry("int list flat int int")
-def apply(address, operands, numbers, rows, columns):
-    """The formula at an address, over the arrays at the addresses in operands."""
-    return call_listed(address, pointer(operands, 0), pointer(numbers, 0), rows, columns)
+@entry("int list flat int")
+def update(rule, operands, numbers, count):
+    """The optimizer's formula at an address, over arrays at the addresses in operands."""
+    call_listed(rule, pointer(operands, 0), pointer(numbers, 0), 1, count)
 
 
-@entry("int flat flat flat int int flat")
-def sums(multiply, x, w, b, rows, inputs, out):
-    """Out = x w + b."""
-    p, q, start = pointer(x, 0), pointer(w, 0), pointer(b, 0)
-    call_product(multiply, rows, len(b), inputs, p, inputs, 1, q, start, 0, pointer(out, 0))
+@entry("int flat flat flat flat int int")
+def apply(formula, first, second, third, numbers, rows, columns):
+    """The formula at an address, over three arrays or the first of them; its total."""
+    operands = pointer(first, 0), pointer(second, 0), pointer(third, 0)
+    return call(formula, operands, pointer(numbers, 0), rows, columns)
 
 
-@entry("int flat flat int int int flat flat flat")
-def weight_gradients(multiply, x, d, rows, inputs, outputs, zeros, dw, db):
-    """Dw = x^T d, db = sum of d; zeros (outputs + 1,) begin with a one."""
-    p, q, one, start = pointer(x, 0), pointer(d, 0), pointer(zeros, 0), pointer(zeros, 1)
-    gradients(multiply, rows, inputs, outputs, p, q, one, start, 0, pointer(dw, 0), pointer(db, 0))
+@entry("int int flat flat flat int int flat flat")
+def layer(multiply, value, x, w, b, rows, inputs, z, out):
+    """Out = f(x w + b); z, if not empty, receives x w + b."""
+    outputs = len(b)
+    p, q, start, a = pointer(x, 0), pointer(w, 0), pointer(b, 0), pointer(out, 0)
+    call_product(multiply, rows, outputs, inputs, p, inputs, 1, q, start, 0, a)
+    if len(z):
+        copy(pointer(z, 0), a, len(z))
+    call(value, (a,), a, rows, outputs)
 
 
-@entry("int flat flat int int int flat flat flat")
-def input_gradient(multiply, d, w, rows, inputs, outputs, turned, zeros, out):
-    """Out = d w^T, with room for w^T, and as many zeros as inputs."""
+@entry("int flat flat int int int flat flat")
+def weight_gradients(multiply, x, d, rows, inputs, outputs, dw, db):
+    """Dw = x^T d, db = sum of d."""
+    start = np.zeros(1 + outputs, x.dtype)
+    start[0] = 1
+    p, q, one, zeros = pointer(x, 0), pointer(d, 0), pointer(start, 0), pointer(start, 1)
+    gradients(multiply, rows, inputs, outputs, p, q, one, zeros, 0, pointer(dw, 0), pointer(db, 0))
+
+
+@entry("int flat flat int int int flat")
+def input_gradient(multiply, d, w, rows, inputs, outputs, out):
+    """Out = d w^T."""
+    turned, zeros = np.empty(inputs * outputs, w.dtype), np.zeros(inputs, w.dtype)
     p, q, room = pointer(d, 0), pointer(w, 0), pointer(turned, 0)
     product_transposed(multiply, rows, inputs, outputs, p, q, room, pointer(zeros, 0), pointer(out, 0))

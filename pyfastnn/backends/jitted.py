@@ -16,6 +16,7 @@ from ..activations import Activation
 from ..losses import Loss
 from ..optimizers import RULES, Optimizer, OptimizerState
 from . import compiling, fused, loops
+from .formulas import Formula
 from .numpy import one_hot
 from .plan import Backend, Plan, Spec, batch_scale
 from .vectors import spelled
@@ -47,76 +48,90 @@ def _address(array: Array) -> int:
     return array.__array_interface__["data"][0]
 
 
+def _addresses(*arrays: Array) -> Array:
+    return np.array([_address(array) for array in arrays], np.intp)
+
+
+def _counted(value: Formula) -> Formula:
+    return lambda a, y, counts: value(a, y) * counts
+
+
+def _assigned(gradient: Formula) -> Formula:
+    return lambda _, a, y: gradient(a, y)
+
+
 class Kit:
     """What is compiled for a dtype: each function and formula at its first use."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
-        self._addresses: dict[str, int] = {}
-        self._functions: dict[Any, Any] = {}
+        self._made: dict[Any, Any] = {}
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            with compiling.compiling():
+                if key not in self._made:
+                    self._made[key] = make()
+        return self._made[key]
 
     def function(self, entry: Any) -> Any:
         """An entry of ``fused``."""
-        if entry not in self._functions:
-            self._functions[entry] = compiling.compiled(entry, self.dtype)
-        return self._functions[entry]
+        return self._once(entry, lambda: compiling.compiled(entry, self.dtype))
 
     @property
     def product(self) -> int:
         """The address of ``fused.product``."""
-        signature = loops.product_signature(self.dtype)
-        return self._address(
-            "product", lambda name: compiling.compiled_for_calls(name, signature, fused.product)
-        )
 
-    def _address(self, name: str, compiled: Callable[[str], int]) -> int:
-        if name not in self._addresses:
-            self._addresses[name] = compiled(f"{name}_{self.dtype}")
-        return self._addresses[name]
+        def make() -> int:
+            signature = loops.product_signature(self.dtype)
+            return compiling.compiled_for_calls(f"product_{self.dtype}", signature, fused.product)
 
-    def _loop(self, name: str, formula: Any, arrays: int, numbers: int = 0, **how: bool) -> int:
-        def compiled(name: str) -> int:
-            loop = loops.formula_loop(formula, arrays, numbers, **how)
-            return compiling.compiled_loop(name, loop, self.dtype)
+        return self._once("product", make)
 
-        return self._address(name, compiled)
+    def _loop(
+        self, name: str, formula: Callable[[], Formula], arrays: int, numbers: int = 0, **how: bool
+    ) -> int:
+        """The address of a formula, as given in vectors, over arrays."""
+
+        def make() -> int:
+            loop = loops.formula_loop(formula(), arrays, numbers, **how)
+            return compiling.compiled_loop(f"{name}_{self.dtype}", loop, self.dtype)
+
+        return self._once(name, make)
 
     def value(self, f: Activation) -> int:
-        """Of a -> f(a), in place."""
-        return self._loop(f"value_{f.name}", spelled(f.value), 1, rowwise=f.rowwise)
+        """Of z <- f(z)."""
+        return self._loop(f"value_{f.name}", lambda: spelled(f.value), 1, rowwise=f.rowwise)
 
     def delta(self, f: Activation) -> int:
-        """Of d, s -> d f'(s), in place of d."""
-        return self._loop(f"delta_{f.name}", spelled(f.delta), 2, rowwise=f.rowwise)
+        """Of d <- d f'(s), from d and s."""
+        return self._loop(f"delta_{f.name}", lambda: spelled(f.delta), 2, rowwise=f.rowwise)
 
     def total(self, loss: Loss) -> int:
-        """Of the sum of l(a, y) counts."""
-        value = spelled(loss.value)
-        return self._loop(f"total_{loss.name}", lambda a, y, counts: value(a, y) * counts, 3, total=True)
+        """Of the sum of l(a, y) times counts."""
+        return self._loop(f"total_{loss.name}", lambda: _counted(spelled(loss.value)), 3, total=True)
 
     def output_gradient(self, loss: Loss, activation: Activation) -> tuple[int, int]:
-        """Of d <- dl/da from d, a, y and of the delta after it; of d <- a - y and 0 where they match."""
+        """Of d <- dl/da, from d, a and y, and of the delta after it; of d <- a - y and 0 where they match."""
         if activation.name == loss.matched:
-            return self._loop("difference", lambda _, a, y: a - y, 3), 0
-        gradient = spelled(loss.gradient)
-        return self._loop(f"gradient_{loss.name}", lambda _, a, y: gradient(a, y), 3), self.delta(activation)
+            return self._loop("difference", lambda: _assigned(lambda a, y: a - y), 3), 0
+        name = f"gradient_{loss.name}"
+        return self._loop(name, lambda: _assigned(spelled(loss.gradient)), 3), self.delta(activation)
 
     @property
     def weighting(self) -> int:
-        """Of d, counts -> d counts scale, in place of d."""
-        return self._loop("weighting", lambda d, counts, scale: d * (counts * scale), 2, 1)
+        """Of d <- d times counts and a number, from d and counts."""
+        return self._loop("weighting", lambda: lambda d, counts, scale: d * (counts * scale), 2, 1)
 
     def rule(self, name: str, slots: int, numbers: int) -> int:
-        """Of the update of w from w, g, and slots, in place."""
-        return self._loop(f"rule_{name}", spelled(RULES[name]), 2 + slots, numbers)
+        """Of an update, from w, g and slots."""
+        return self._loop(f"rule_{name}", lambda: spelled(RULES[name]), 2 + slots, numbers)
 
-    def addresses(self, *arrays: Array) -> Array:
-        return np.array([_address(array) for array in arrays], np.intp)
-
-    def apply(self, formula: int, arrays: Sequence[Array], numbers: Sequence[float] = (0,)) -> float:
-        """The formula over arrays of one shape; its total."""
-        operands, given = self.addresses(*arrays), np.array(numbers, self.dtype)
-        return self.function(fused.apply)(formula, operands, given, len(arrays[0]), arrays[0][:1].size)
+    def apply(self, formula: int, *arrays: Array, scale: float = 1) -> float:
+        """The formula over one to three arrays (rows, columns); its total."""
+        first, second, third = (_flat(arrays[min(i, len(arrays) - 1)]) for i in range(3))
+        numbers = np.array([scale], self.dtype)
+        return self.function(fused.apply)(formula, first, second, third, numbers, *arrays[0].shape)
 
 
 class NumbaBackend(Backend):
@@ -128,9 +143,11 @@ class NumbaBackend(Backend):
         self._kits: dict[np.dtype[Any], Kit] = {}
 
     def kit(self, dtype: np.dtype[Any]) -> Kit:
-        return self._kits.setdefault(dtype, Kit(dtype))
+        if dtype not in self._kits:
+            self._kits.setdefault(dtype, Kit(dtype))
+        return self._kits[dtype]
 
-    def report(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
         return {"numba compilation": compiling.report()}
 
     @_silent
@@ -138,46 +155,44 @@ class NumbaBackend(Backend):
         self, x: Array, w: Array, b: Array, activation: Activation, z: Array | None, a: Array
     ) -> None:
         kit = self.kit(x.dtype)
-        if w.size > _MOST_WEIGHTS:
-            np.matmul(x, w, out=a)
-            a += b
-        else:
-            sums = kit.function(fused.sums)
-            sums(kit.product, _flat(x), _flat(w), _flat(b), *x.shape, _flat(a))
+        value = kit.value(activation)
+        if w.size <= _MOST_WEIGHTS:
+            kept = np.empty(0, x.dtype) if z is None else z.reshape(-1)
+            layer = kit.function(fused.layer)
+            layer(kit.product, value, _flat(x), _flat(w), _flat(b), *x.shape, kept, a.reshape(-1))
+            return
+        np.matmul(x, w, out=a)
+        a += b
         if z is not None:
             z[...] = a
-        kit.apply(kit.value(activation), (a,))
+        kit.apply(value, a)
 
-    @_silent
     def activation_delta(self, d: Array, w: Array, s: Array, activation: Activation, out: Array) -> None:
         self._input_gradient(d, w, out)
         kit = self.kit(d.dtype)
-        kit.apply(kit.delta(activation), (out, s))
+        kit.apply(kit.delta(activation), out, s)
 
     @_silent
     def dense_backward(self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None) -> None:
-        if w.size > _MOST_WEIGHTS:
+        if w.size <= _MOST_WEIGHTS:
+            kit = self.kit(x.dtype)
+            gradients = kit.function(fused.weight_gradients)
+            gradients(kit.product, _flat(x), _flat(d), len(x), *w.shape, dw.reshape(-1), db)
+        else:
             np.matmul(x.T, d, out=dw)
             np.sum(d, axis=0, out=db)
-        else:
-            kit = self.kit(x.dtype)
-            zeros = np.zeros(1 + w.shape[1], w.dtype)
-            zeros[0] = 1
-            gradients = kit.function(fused.weight_gradients)
-            gradients(kit.product, _flat(x), _flat(d), len(x), *w.shape, zeros, _flat(dw), _flat(db))
         if dx is not None:
             self._input_gradient(d, w, dx)
 
-    def _input_gradient(self, d: Array, w: Array, out: Array) -> None:
-        if w.size > _MOST_WEIGHTS:
-            np.matmul(d, w.T, out=out)
-            return
-        kit = self.kit(d.dtype)
-        turned, zeros = np.empty(w.size, w.dtype), np.zeros(len(w), w.dtype)
-        gradient = kit.function(fused.input_gradient)
-        gradient(kit.product, _flat(d), _flat(w), len(d), *w.shape, turned, zeros, _flat(out))
-
     @_silent
+    def _input_gradient(self, d: Array, w: Array, out: Array) -> None:
+        if w.size <= _MOST_WEIGHTS:
+            kit = self.kit(d.dtype)
+            gradient = kit.function(fused.input_gradient)
+            gradient(kit.product, _flat(d), _flat(w), len(d), *w.shape, out.reshape(-1))
+        else:
+            np.matmul(d, w.T, out=out)
+
     def output_delta(
         self,
         a: Array,
@@ -193,20 +208,21 @@ class NumbaBackend(Backend):
         counts = np.ones_like(a)
         if weight is not None:
             counts *= weight[:, np.newaxis]
-        total = kit.apply(kit.total(loss), (a, targets, counts))
         if out is not None:
             gradient, delta = kit.output_gradient(loss, activation)
-            kit.apply(gradient, (out, a, targets))
+            kit.apply(gradient, out, a, targets)
             if delta:
-                kit.apply(delta, (out, a))
-            kit.apply(kit.weighting, (out, counts), (scale,))
-        return total * scale
+                kit.apply(delta, out, a)
+            kit.apply(kit.weighting, out, counts, scale=scale)
+        return kit.apply(kit.total(loss), a, targets, counts) * scale
 
     def update(
         self, rule: str, params: Array, gradient: Array, slots: Sequence[Array], numbers: Sequence[float]
     ) -> None:
         kit = self.kit(params.dtype)
-        kit.apply(kit.rule(rule, len(slots), len(numbers)), (params, gradient, *slots), numbers)
+        formula = kit.rule(rule, len(slots), len(numbers))
+        operands, given = _addresses(params, gradient, *slots), np.array(numbers, params.dtype)
+        kit.function(fused.update)(formula, operands, given, params.size)
 
     def plan(self, spec: Spec) -> Plan:
         if max(inputs * outputs for inputs, outputs in spec.layers) > _MOST_WEIGHTS:
@@ -306,7 +322,7 @@ class NumbaPlan(Plan):
             order,
             batch_size,
             rule,
-            kit.addresses(params, gradient, *state.slots),
+            _addresses(params, gradient, *state.slots),
             numbers.reshape(-1),
             self._workspace(),
         )

@@ -15,13 +15,22 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba.core import cgutils
+from numba.core import cgutils, config
 
 from .coefficients import EXP, LOG, TANH_BOTTOM, TANH_TOP
 from .formulas import Formula, respelled
 
-_FEATURES = binding.get_host_cpu_features()
-VECTOR_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
+
+def _vector_bytes() -> int:
+    """Of the widest vectors of the processor that Numba compiles for."""
+    if config.CPU_FEATURES is None:
+        features = {name for name, there in binding.get_host_cpu_features().items() if there}
+    else:
+        features = {name.strip().removeprefix("+") for name in config.CPU_FEATURES.split(",")}
+    return 64 if "avx512f" in features else 32 if "avx" in features else 16
+
+
+VECTOR_BYTES = _vector_bytes()
 
 INDEX = ir.IntType(64)
 _ELEMENTS = {32: ir.FloatType(), 64: ir.DoubleType()}
