@@ -316,8 +316,10 @@ def log(x: Vector) -> Vector:
 
 def log1p(x: Vector) -> Vector:
     u = x + 1
+    y = log(u)
     # What the sum lost, in the first order.
-    return where(u < math.inf, log(u) + (x - (u - 1)) / u, u)
+    corrected = y + (x - (u - 1)) / u
+    return where(u < math.inf, where(u > 0, corrected, y), u)
 
 
 def _tanh_quotient(x: Vector) -> Vector:
