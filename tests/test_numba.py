@@ -217,7 +217,7 @@ def test_large_networks_are_left_to_blas():
     assert [type(plan) is Plan for plan in plans] == [False, True]
 
 
-# Bound in units in the last place, as docs/numerics.md says; from where to where it is tried.
+# Bound in units in the last place, above what docs/numerics.md says was found; where it is tried.
 FUNCTIONS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, tuple[float, float]]] = {
     "exp": (lambda z: np.exp(z), 2, (-86.0, 88.0)),
     "expm1": (lambda z: np.expm1(z), 3, (-86.0, 88.0)),
