@@ -81,6 +81,12 @@ def test_what_does_not_import_is_a_reason(tmp_path, error):
     assert "older NumPy" in reason
 
 
+def test_a_disabled_compiler_is_a_reason():
+    code = "import pyfastnn as pf; print(pf.backends()['numba'])"
+    reason = run_python(code, NUMBA_DISABLE_JIT="1")
+    assert reason.startswith("backend 'numba' has no compiler: NUMBA_DISABLE_JIT")
+
+
 def test_a_second_process_takes_all_from_the_cache(tmp_path):
     lines = [work(NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
     for *log, result, summary in lines:

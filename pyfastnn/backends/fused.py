@@ -25,7 +25,7 @@ ONE, NUMBER = 0, 1
 
 
 def product(rows, columns, depth, a, a_row, a_step, b, start, start_row, c):
-    """C (rows, columns) = start + a b, as ``loops.tile``; the rows of b and c follow each other.
+    """c (rows, columns) = start + a b, as ``loops.tile``; the rows of b and c follow each other.
 
     Called by its address, so that it is compiled once and not again inside of every caller.
     """
@@ -54,7 +54,7 @@ def product(rows, columns, depth, a, a_row, a_step, b, start, start_row, c):
 
 @jit
 def transpose(w, rows, columns, out):
-    """Out (columns, rows) = w^T."""
+    """out (columns, rows) = w^T."""
     for j in range(columns):
         for i in range(rows):
             out[j * rows + i] = w[i * columns + j]
@@ -62,14 +62,14 @@ def transpose(w, rows, columns, out):
 
 @jit
 def product_transposed(multiply, rows, columns, depth, a, b, turned, zeros, c):
-    """C (rows, columns) = a b^T, with room for b^T."""
+    """c (rows, columns) = a b^T, with room for b^T."""
     transpose(b, columns, depth, turned)
     call_product(multiply, rows, columns, depth, a, depth, 1, turned, zeros, 0, c)
 
 
 @jit
 def gradients(multiply, rows, inputs, outputs, x, d, one, start, start_row, dw, db):
-    """Dw = start + x^T d and db = start + sum of d; start is dw itself, or zeros, which do not move on."""
+    """dw = start + x^T d and db = start + sum of d; start is dw itself, or zeros, which do not move on."""
     call_product(multiply, inputs, outputs, rows, x, 1, inputs, d, start, start_row, dw)
     start_b = moved(start, start_row * inputs)
     call_product(multiply, 1, outputs, rows, one, 0, 0, d, start_b, 0, db)
@@ -207,7 +207,7 @@ def train_epoch(
 
 @entry("table list flat flat flat flat")
 def forward(table, whole, params, x, out, work):
-    """Out = the network at x."""
+    """out = the network at x."""
     inputs, outputs = table[0, INPUTS], table[-1, OUTPUTS]
     samples = len(x) // inputs
     for start in range(0, samples, whole[CAPACITY]):
@@ -238,7 +238,7 @@ def apply(formula, first, second, third, numbers, rows, columns):
 
 @entry("int int flat flat flat int int flat flat")
 def layer(multiply, value, x, w, b, rows, inputs, z, out):
-    """Out = f(x w + b); z, if not empty, receives x w + b."""
+    """out = f(x w + b); z, if not empty, receives x w + b."""
     outputs = len(b)
     p, q, start, a = pointer(x, 0), pointer(w, 0), pointer(b, 0), pointer(out, 0)
     call_product(multiply, rows, outputs, inputs, p, inputs, 1, q, start, 0, a)
@@ -249,7 +249,7 @@ def layer(multiply, value, x, w, b, rows, inputs, z, out):
 
 @entry("int flat flat int int int flat flat")
 def weight_gradients(multiply, x, d, rows, inputs, outputs, dw, db):
-    """Dw = x^T d, db = sum of d."""
+    """dw = x^T d, db = sum of d."""
     start = np.zeros(1 + outputs, x.dtype)
     start[0] = 1
     p, q, one, zeros = pointer(x, 0), pointer(d, 0), pointer(start, 0), pointer(start, 1)
@@ -258,7 +258,7 @@ def weight_gradients(multiply, x, d, rows, inputs, outputs, dw, db):
 
 @entry("int flat flat int int int flat")
 def input_gradient(multiply, d, w, rows, inputs, outputs, out):
-    """Out = d w^T."""
+    """out = d w^T."""
     turned, zeros = np.empty(inputs * outputs, w.dtype), np.zeros(inputs, w.dtype)
     p, q, room = pointer(d, 0), pointer(w, 0), pointer(turned, 0)
     product_transposed(multiply, rows, inputs, outputs, p, q, room, pointer(zeros, 0), pointer(out, 0))

@@ -7,7 +7,7 @@ from .plan import Backend, BackendUnavailableError
 
 def load() -> Backend:
     try:
-        import numba  # noqa: F401
+        import numba
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise BackendUnavailableError(
@@ -18,6 +18,8 @@ def load() -> Backend:
         ) from None
     except Exception as error:  # whatever a package raises that does not suit its surroundings
         raise BackendUnavailableError(f"backend 'numba' has no working package numba ({error})") from error
+    if numba.config.DISABLE_JIT:
+        raise BackendUnavailableError("backend 'numba' has no compiler: NUMBA_DISABLE_JIT is set")
     from .jitted import NumbaBackend
 
     return NumbaBackend()
