@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from .backends import backends, get_backend
+from .backends import backends, get_backend, load
 from .backends.cpp import import_core, instruction_sets
 from .backends.plan import BackendUnavailableError
 
@@ -19,7 +19,11 @@ def describe() -> dict[str, str]:
         "python": f"{platform.python_version()}, {platform.machine()}",
         "numpy": np.__version__,
     }
-    facts |= {f"backend {name}": status for name, status in backends().items()}
+    statuses = backends()
+    facts |= {f"backend {name}": status for name, status in statuses.items()}
+    for name, status in statuses.items():
+        if status == "available":
+            facts |= load(name).facts()
     try:
         facts["in use"] = get_backend().description
     except (BackendUnavailableError, ValueError) as error:

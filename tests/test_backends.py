@@ -19,9 +19,16 @@ from pyfastnn.backends.plan import Backend
 NAMES = list(pf.backends())
 AVAILABLE = [name for name, status in pf.backends().items() if status == "available"]
 ISAS = [backend.isa for backend in COMPILED]
-# What a process does to lose its compiled core, before it imports the package.
-NO_CORE = "import sys; sys.modules['pyfastnn._core'] = None\n"
-MISSING = "backend 'cpp' has no compiled core ("
+# What a process does to lose a backend, before it imports the package, and what it is told.
+HIDDEN = {
+    "cpp": "import sys; sys.modules['pyfastnn._core'] = None\n",
+    "numba": "import sys; sys.modules['numba'] = None\n",
+}
+NO_CORE = HIDDEN["cpp"]
+MISSING = {
+    "cpp": "backend 'cpp' has no compiled core (",
+    "numba": "backend 'numba' has no package numba (pip install 'pyfastnn[numba]')",
+}
 
 needs_core = pytest.mark.skipif(not COMPILED, reason="without the compiled core")
 
@@ -44,7 +51,7 @@ def in_thread(function: Callable[[], object]) -> object:
 
 
 def test_every_backend_has_a_status():
-    assert NAMES == ["cpp", "numpy"]
+    assert NAMES == ["cpp", "numba", "numpy"]
     assert pf.backends()["numpy"] == "available"
     for name, status in pf.backends().items():
         if status == "available":
@@ -209,9 +216,11 @@ def test_environment_names_no_instruction_set():
     assert lines[-1] == "numpy"
 
 
-def test_without_the_core_numpy_serves_and_says_so_once():
+@pytest.mark.parametrize("hidden", [["cpp"], ["cpp", "numba"]], ids=repr)
+def test_the_next_backend_serves_and_says_so_once(hidden):
+    serves = next(name for name in AVAILABLE if name not in hidden)
     printed = run_python(
-        NO_CORE
+        "".join(HIDDEN[name] for name in hidden)
         + """
 import warnings
 import numpy as np
@@ -236,16 +245,18 @@ pf.show_config()
 """
     )
     warning, status, error, chosen, *config = printed.splitlines()
-    assert warning.startswith("RuntimeWarning pyfastnn falls back to its slower numpy backend, because ")
-    assert error.startswith(MISSING)
-    assert MISSING in warning
-    assert MISSING in status
-    assert "'numpy': 'available'" in status
-    assert chosen == "numpy 1"
+    assert warning.startswith(f"RuntimeWarning pyfastnn falls back to its slower {serves} backend, because ")
+    assert error.startswith(MISSING["cpp"])
+    for name in hidden:
+        assert MISSING[name] in warning
+        assert MISSING[name] in status
+    assert f"'{serves}': 'available'" in status
+    assert chosen == f"{serves} 1"
     assert any("compiled core" in line and "none: " in line for line in config)
 
 
-def test_backend_asked_for_by_name_does_not_fall_back():
+@pytest.mark.parametrize("name", HIDDEN)
+def test_backend_asked_for_by_name_does_not_fall_back(name):
     code = """
 import pyfastnn as pf
 try:
@@ -253,7 +264,7 @@ try:
 except pf.BackendUnavailableError as error:
     print(error)
 """
-    assert run_python(NO_CORE + code, PYFASTNN_BACKEND="cpp").startswith(MISSING)
+    assert run_python(HIDDEN[name] + code, PYFASTNN_BACKEND=name).startswith(MISSING[name])
 
 
 def test_numpy_asked_for_by_name_does_not_warn():

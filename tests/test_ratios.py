@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import COMPILED
+from conftest import BACKENDS, COMPILED
 
 import pyfastnn as pf
 from pyfastnn.backends.cpp import CppBackend, instruction_sets
@@ -52,6 +52,12 @@ def best_ratio(fast: Callable[[], list[float]], slow: Callable[[], list[float]],
 def test_training_beats_numpy(name, floor):
     cpp, numpy = (Ours(WORKLOADS[name], backend, 1) for backend in (BEST, "numpy"))
     assert best_ratio(partial(time_calls, cpp, 0.02), partial(time_calls, numpy, 0.02), floor) >= floor
+
+
+@pytest.mark.skipif("numba" not in BACKENDS, reason="without Numba")
+def test_training_compiled_by_numba_beats_numpy():
+    compiled, numpy = (Ours(WORKLOADS["nielsen"], backend, 1) for backend in ("numba", "numpy"))
+    assert best_ratio(partial(time_calls, compiled, 0.02), partial(time_calls, numpy, 0.02), 2) >= 2
 
 
 def seconds_of(call: Callable[[], object], count: int) -> list[float]:

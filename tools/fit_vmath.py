@@ -1,15 +1,17 @@
-"""Fit the polynomials of csrc/coefficients.inl (and the normal tail of pyfastnn/activations.py).
+"""Fit the polynomials of the elementary functions, in C++ and Python, and of the normal distribution.
 
 Every fit interpolates at Chebyshev nodes in 50-digit arithmetic, which is within a small factor
 of the minimax error; the comment beside each array is the error found on a fine grid.
 
     pip install mpmath
-    python tools/fit_vmath.py > csrc/coefficients.inl     # C++
-    python tools/fit_vmath.py --python                    # the tuple for activations.py
+    python tools/fit_vmath.py > csrc/coefficients.inl                               # C++
+    python tools/fit_vmath.py --python > pyfastnn/backends/coefficients.py          # the same numbers
+    python tools/fit_vmath.py --tail                                                # for activations.py
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import mpmath as mp
 
@@ -73,16 +75,24 @@ def error(f: Function, fit: Function, low: float, high: float) -> str:
     return mp.nstr(max(abs(fit(x) / f(x) - 1) for x in points), 2)
 
 
-def array(name: str, digits: int, coefficients: list[mp.mpf], note: str) -> str:
-    numbers = ",\n    ".join(mp.nstr(c, digits, strip_zeros=False) for c in coefficients)
-    return f"// {note}\nconstexpr double {name}[] = {{\n    {numbers}}};\n"
+@dataclass
+class Fit:
+    """Coefficients, lowest power first, and what they are good for."""
+
+    name: str
+    bits: int
+    note: str
+    coefficients: list[mp.mpf]
+
+    def numbers(self, separator: str) -> str:
+        digits = 10 if self.bits == 32 else 19
+        return separator.join(mp.nstr(c, digits, strip_zeros=False) for c in self.coefficients)
 
 
-def polynomial(name: str, digits: int, f: Function, low: float, high: float, degree: int) -> str:
+def polynomial(name: str, bits: int, f: Function, low: float, high: float, degree: int) -> Fit:
     c = interpolate(f, low, high, degree)
-    return array(
-        name, digits, c, f"degree {degree}, relative error {error(f, lambda x: evaluate(c, x), low, high)}"
-    )
+    note = f"degree {degree}, relative error {error(f, lambda x: evaluate(c, x), low, high)}"
+    return Fit(name, bits, note, c)
 
 
 # Over z in [0, 40], where even float64 has underflowed.
@@ -90,29 +100,67 @@ TAIL_RANGE = (-1.0, float((40 - TAIL_CENTRE) / (40 + TAIL_CENTRE)))
 HALF_LN2 = float(mp.log(2)) / 2 * 1.0001
 
 
-def main() -> None:
-    if "--python" in sys.argv:
-        print(",\n    ".join(mp.nstr(c, 19) for c in interpolate(tail, *TAIL_RANGE, 22)))
-        return
-    print("// Written by tools/fit_vmath.py. Lowest power first.\n\nnamespace coefficients {\n")
-    print("// q of exp(r) = 1 + r + r^2 q(r), |r| <= ln(2) / 2")
-    print(polynomial("exp_f32", 10, exp_rest, -HALF_LN2, HALF_LN2, 4))
-    print(polynomial("exp_f64", 19, exp_rest, -HALF_LN2, HALF_LN2, 9))
-    print("// q of log1p(e) = 2 s + s^3 q(s^2), s = e / (2 + e), 0 <= e <= 1")
-    print(polynomial("log1p_f32", 10, atanh_rest, 1e-9, 1 / 9, 4))
-    print(polynomial("log1p_f64", 19, atanh_rest, 1e-9, 1 / 9, 10))
-    print("// q of log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), 1/sqrt(2) <= m <= sqrt(2)")
-    print(polynomial("log_f32", 10, atanh_rest, 1e-9, 0.0295, 2))
-    print(polynomial("log_f64", 19, atanh_rest, 1e-9, 0.0295, 6))
+def sections() -> Iterator[tuple[str, list[Fit]]]:
+    """What each group of fits is for, and the fits."""
+    yield (
+        "q of exp(r) = 1 + r + r^2 q(r), |r| <= ln(2) / 2",
+        [polynomial("exp", bits, exp_rest, -HALF_LN2, HALF_LN2, n) for bits, n in ((32, 4), (64, 9))],
+    )
+    yield (
+        "q of log1p(e) = 2 s + s^3 q(s^2), s = e / (2 + e), 0 <= e <= 1",
+        [polynomial("log1p", bits, atanh_rest, 1e-9, 1 / 9, n) for bits, n in ((32, 4), (64, 10))],
+    )
+    yield (
+        "q of log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), 1/sqrt(2) <= m <= sqrt(2)",
+        [polynomial("log", bits, atanh_rest, 1e-9, 0.0295, n) for bits, n in ((32, 2), (64, 6))],
+    )
     top, bottom = rational(tanh_ratio, 1e-9, 9.01**2, 6, 4)
     fit = error(tanh_ratio, lambda u: evaluate(top, u) / evaluate(bottom, u), 1e-9, 9.01**2)
-    print(f"// tanh(x) = x P(x^2) / Q(x^2), |x| <= 9.01, relative error {fit}")
-    print(array("tanh_top_f32", 10, top, "P"))
-    print(array("tanh_bottom_f32", 10, bottom, "Q"))
-    print("// h of P(Z > z) = exp(-z^2/2) h(t) / (1 + z), t = (z - 4) / (z + 4), 0 <= z <= 40")
-    print(polynomial("tail_f32", 10, tail, *TAIL_RANGE, 10))
-    print(polynomial("tail_f64", 19, tail, *TAIL_RANGE, 22))
+    yield (
+        f"tanh(x) = x P(x^2) / Q(x^2), |x| <= 9.01, relative error {fit}",
+        [Fit("tanh_top", 32, "P", top), Fit("tanh_bottom", 32, "Q", bottom)],
+    )
+    yield (
+        "h of P(Z > z) = exp(-z^2/2) h(t) / (1 + z), t = (z - 4) / (z + 4), 0 <= z <= 40",
+        [polynomial("tail", bits, tail, *TAIL_RANGE, n) for bits, n in ((32, 10), (64, 22))],
+    )
+
+
+def cpp() -> None:
+    print("// Written by tools/fit_vmath.py. Lowest power first.\n\nnamespace coefficients {\n")
+    for purpose, fits in sections():
+        print(f"// {purpose}")
+        for fit in fits:
+            numbers = fit.numbers(",\n    ")
+            print(f"// {fit.note}\nconstexpr double {fit.name}_f{fit.bits}[] = {{\n    {numbers}}};\n")
     print("}  // namespace coefficients")
+
+
+def python() -> None:
+    """By name, then by the bits of the dtype."""
+    # The normal distribution is part of activations.py; log1p is made from log there.
+    elsewhere = "tail", "log1p"
+    print('"""Coefficients of elementary functions, lowest power first. Written by tools/fit_vmath.py."""')
+    for purpose, fits in sections():
+        if fits[0].name in elsewhere:
+            continue
+        print(f"\n# {purpose}")
+        for name in sorted({fit.name for fit in fits}):
+            print(f"{name.upper()} = {{")
+            for fit in fits:
+                if fit.name == name:
+                    numbers = fit.numbers(",\n        ")
+                    print(f"    # {fit.note}\n    {fit.bits}: (\n        {numbers},\n    ),")
+            print("}")
+
+
+def main() -> None:
+    if "--tail" in sys.argv:
+        print(",\n    ".join(mp.nstr(c, 19) for c in interpolate(tail, *TAIL_RANGE, 22)))
+    elif "--python" in sys.argv:
+        python()
+    else:
+        cpp()
 
 
 main()

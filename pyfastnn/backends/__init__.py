@@ -21,7 +21,7 @@ from .plan import Backend, BackendUnavailableError
 
 # Name to module, in the order of preference. A module offers load() -> Backend, which raises
 # BackendUnavailableError with the reason where the backend cannot work.
-_MODULES = {"cpp": "pyfastnn.backends.cpp", "numpy": "pyfastnn.backends.numpy"}
+_MODULES = {name: f"pyfastnn.backends.{name}" for name in ("cpp", "numba", "numpy")}
 
 _lock = threading.RLock()
 _loaded: dict[str, Backend | BackendUnavailableError] = {}

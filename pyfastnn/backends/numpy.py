@@ -55,7 +55,7 @@ class NumpyBackend(Backend):
     ) -> float:
         scale = batch_scale(loss, a.shape, weight)
         factors = np.full(len(a), scale) if weight is None else scale * weight.astype(np.float64)
-        targets = y if y.ndim == 2 else _one_hot(y, a)
+        targets = y if y.ndim == 2 else one_hot(y, a)
         if out is not None:
             if activation.name == loss.matched:
                 delta = a - targets
@@ -71,7 +71,8 @@ class NumpyBackend(Backend):
         RULES[rule](params, gradient, *slots, *numbers)
 
 
-def _one_hot(labels: Array, like: Array) -> Array:
+def one_hot(labels: Array, like: Array) -> Array:
+    """Rows with a one where the label says, of the shape and dtype of ``like``."""
     rows = np.zeros_like(like)
     rows[np.arange(len(labels)), labels] = 1
     return rows

@@ -87,6 +87,10 @@ class Backend(ABC):
         """The name, with what distinguishes this instance."""
         return self.name
 
+    def facts(self) -> dict[str, str]:
+        """What ``show_config`` says of this backend besides, by name."""
+        return {}
+
     def fits(self, pattern: str, *arrays: object) -> bool:
         """A quick look at arguments: True only if all are sure to be ready arrays of one dtype.
 

@@ -1,0 +1,37 @@
+"""The formulas of activations, losses and optimizers, for compilers of Python.
+
+They are written once, with NumPy's ufuncs, for arrays. A compiler needs the same text with other
+words: its own scalar ``exp`` and ``where`` under the name ``np``, and helpers that are compiled too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+Formula = Callable[..., Any]
+
+
+def respelled(formula: Formula, numpy: object, compiled: Callable[[Formula], Formula]) -> Formula:
+    """The formula with another module for ``np``, itself and its helpers passed through ``compiled``.
+
+    Parameters
+    ----------
+    formula : function
+        Of module level, or a lambda there: without a closure.
+    numpy : object
+        What the name ``np`` shall mean in it.
+    compiled : callable
+        Turns a Python function into one that compiled code can call.
+    """
+    assert isinstance(formula, FunctionType)
+    assert not formula.__closure__
+    scope = {"np": numpy}
+    for name in formula.__code__.co_names:
+        value = formula.__globals__.get(name)
+        if isinstance(value, FunctionType):
+            scope[name] = respelled(value, numpy, compiled)
+        elif value is not None and name != "np":
+            scope[name] = value
+    return compiled(FunctionType(formula.__code__, scope, formula.__name__))
