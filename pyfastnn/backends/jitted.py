@@ -301,12 +301,14 @@ class NumbaPlan(Plan):
         x: Array,
         y: Array,
         weight: Array | None,
-        order: Array,
+        order: Array | None,
         batch_size: int,
         optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
         kit = self._kit
+        if order is None:
+            order = np.arange(len(x))
         steps = -(-len(order) // batch_size)
         numbers = optimizer.numbers(state.step + 1, steps).astype(params.dtype)
         gradient = np.empty_like(params)
