@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 FORMATTED := $(filter-out csrc/coefficients.inl, $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl))
 
-.PHONY: help demo test lint bench measure clean
+.PHONY: help demo test lint bench claims measure clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -29,6 +29,9 @@ lint: $(STAMP)-lint  ## check style, types and spelling
 
 bench:  ## time everything beside the peers (about 20 minutes); QUICK=1: under 5; NAME=... names the results
 	@$(MAKE) --no-print-directory VENV=.venv-bench measure
+
+claims: $(STAMP)-test  ## time what bench does not show: threads, neighbours, dtypes; NAME=... names the results
+	@$(VENV)/bin/python benchmarks/claims.py $(if $(NAME),--name $(NAME))
 
 # In an environment of its own: the peers are large.
 measure: $(STAMP)-bench
