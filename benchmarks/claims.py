@@ -196,12 +196,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"# Claims: {folder.name}", ""]
     lines += [f"- {name}: {value}" for name, value in machine.facts().items()]
-    lines += [
-        f"- load before: {machine.load()}, {os.cpu_count()} processors",
-        "",
-        "| figure | |",
-        "|---|---:|",
-    ]
+    lines += ["", "| figure | |", "|---|---:|"]
     for section in SECTIONS:
         for name, value in section():
             print(f"{name}: {value}", flush=True)
