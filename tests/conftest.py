@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import matplotlib as mpl
@@ -16,6 +17,11 @@ from pyfastnn.backends.plan import Backend
 from pyfastnn.datasets import Split
 
 mpl.use("Agg")
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+if SIMULATED:
+    # The simulator's threads wait for each other all the time.
+    sys.setswitchinterval(1e-5)
 
 if os.environ.get("PYFASTNN_REQUIRE_EXT") == "1":
     # Without this, a missing core would only make the tests fewer.

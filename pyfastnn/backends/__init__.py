@@ -21,7 +21,11 @@ from .plan import Backend, BackendUnavailableError
 
 # Name to module, in the order of preference. A module offers load() -> Backend, which raises
 # BackendUnavailableError with the reason where the backend cannot work.
-_MODULES = {"cpp": "pyfastnn.backends.cpp", "numpy": "pyfastnn.backends.numpy"}
+_MODULES = {
+    "cpp": "pyfastnn.backends.cpp",
+    "numpy": "pyfastnn.backends.numpy",
+    "cuda": "pyfastnn.backends.cuda",  # behind numpy, which always works: only when asked for
+}
 
 _lock = threading.RLock()
 _loaded: dict[str, Backend | BackendUnavailableError] = {}

@@ -7,6 +7,7 @@ overlap no input.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,32 @@ class Spec:
         return tuple(weights), tuple(biases)
 
 
+class Remote:
+    """An array in a memory that NumPy cannot reach; contiguous. What checks ask of it, and no more."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def copy_to_host(self) -> Array:
+        """A NumPy array with the same numbers."""
+        raise NotImplementedError
+
+    def bounds(self) -> tuple[int, int]:
+        """Address of its first byte, and of the one after its last."""
+        raise NotImplementedError
+
+
 def batch_scale(loss: Loss, shape: tuple[int, ...], weight: Array | None) -> float:
     """What turns the sum of w_i l_i over a batch of outputs (n, m) into the loss.
 
@@ -95,6 +122,14 @@ class Backend(ABC):
         False means no more than that a thorough check is due.
         """
         return False
+
+    def adopt(self, value: object) -> object:
+        """The value as a ``Remote`` where it is an array in this backend's own memory, else as it is."""
+        return value
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], like: Sequence[object]) -> Array:
+        """A new array for the result of a call with these arguments, where they live."""
+        return np.empty(shape, dtype)
 
     @abstractmethod
     def dense_forward(
