@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -194,8 +195,15 @@ class MLP:
             As ``fit``.
         """
         x, y, weight = self._data(x, y, sample_weight)
+        return self._figures(x, y, weight, partial(self._plan().forward, self._params))
+
+    def _figures(
+        self, x: Array, y: Array, weight: Array | None, forward: Callable[[Array, Array], None]
+    ) -> dict[str, float]:
+        """What ``evaluate`` says of checked data, the outputs computed by ``forward(x, out)``."""
         backend, spec = get_backend(), self._spec
-        a = self.predict(x)
+        a = np.empty((len(x), self.layers[-1]), self.dtype)
+        forward(x, a)
         figures = {"loss": backend.output_delta(a, y, weight, spec.loss, spec.activations[-1], None)}
         if spec.loss.accuracy is not None:
             figures["accuracy"] = float(np.average(spec.loss.accuracy(a, y), weights=weight))
@@ -306,17 +314,23 @@ class MLP:
             for callback in watchers:
                 callback.on_begin(self, epochs)
                 stack.callback(callback.on_end, self, history)
+            training = stack.enter_context(
+                plan.training(self._params, x, y, weight, batch_size, optimizer, state)
+            )
             for _ in range(epochs):
                 order = self._rng.permutation(len(x)) if shuffled else np.arange(len(x))
                 start = time.perf_counter()
-                loss = plan.train_epoch(self._params, x, y, weight, order, batch_size, optimizer, state)
+                loss = training.epoch(order)
                 history.seconds.append(time.perf_counter() - start)
                 history.loss.append(loss)
                 if validation_data is not None:
-                    for name, value in self.evaluate(*validation_data).items():
+                    for name, value in self._figures(*validation_data, None, training.forward).items():
                         history.validation.setdefault(name, []).append(value)
-                if any([callback.on_epoch(self, history) for callback in watchers]):
-                    break
+                if watchers:
+                    training.pull()
+                    if any([callback.on_epoch(self, history) for callback in watchers]):
+                        break
+                    training.push()
         return history
 
     def copy(self) -> MLP:

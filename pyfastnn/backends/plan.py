@@ -189,6 +189,48 @@ class Workspace:
         ]
 
 
+class Training:
+    """A fit under way: a context in which a plan runs epochs on the same data.
+
+    A backend with a memory of its own keeps parameters, slots and data there meanwhile; ``pull`` and
+    ``push`` say when the caller's arrays count. Here they always do.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> None:
+        self._plan, self._params, self._data = plan, params, (x, y, weight)
+        self._settings = batch_size, optimizer, state
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Bring back what has not been, also when an exception ends the fit."""
+
+    def epoch(self, order: Array) -> float:
+        """One pass over x[order]; see ``Plan.train_epoch``."""
+        return self._plan.train_epoch(self._params, *self._data, order, *self._settings)
+
+    def forward(self, x: Array, out: Array) -> None:
+        """The network as it is now, at x; see ``Plan.forward``."""
+        self._plan.forward(self._params, x, out)
+
+    def pull(self) -> None:
+        """Bring parameters and slots up to date in the arrays that were given."""
+
+    def push(self) -> None:
+        """Go on from those arrays: somebody may have changed them."""
+
+
 class Plan:
     """A network laid out for a backend: planned once, run many times. Holds no state of a run.
 
@@ -258,6 +300,19 @@ class Plan:
             self.backend.update(optimizer.rule, params, gradient, state.slots, numbers)
             state.step += 1
         return total / weights
+
+    def training(
+        self,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> Training:
+        """Several epochs on the same data, params and state changing on the way."""
+        return Training(self, params, x, y, weight, batch_size, optimizer, state)
 
     def _backpropagate(
         self,
