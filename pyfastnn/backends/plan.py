@@ -7,7 +7,6 @@ overlap no input.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,32 +61,6 @@ class Spec:
             biases.append(flat[middle:end])
             start = end
         return tuple(weights), tuple(biases)
-
-
-class Remote:
-    """An array in a memory that NumPy cannot reach; contiguous. What checks ask of it, and no more."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def copy_to_host(self) -> Array:
-        """A NumPy array with the same numbers."""
-        raise NotImplementedError
-
-    def bounds(self) -> tuple[int, int]:
-        """Address of its first byte, and of the one after its last."""
-        raise NotImplementedError
 
 
 def batch_scale(loss: Loss, shape: tuple[int, ...], weight: Array | None) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Remote
+from ..._typing import Remote
 from . import shim
 from .shim import DeviceArray
 
@@ -35,7 +35,7 @@ class DeviceView(Remote):
         return self.flat.copy_to_host().reshape(self.shape)
 
     def bounds(self) -> tuple[int, int]:
-        start = self.__cuda_array_interface__["data"][0]
+        start = shim.address(self.flat)
         return start, start + self.size * self.dtype.itemsize
 
 
@@ -78,5 +78,3 @@ class _Exchanged:
             "typestr": view.dtype.str,
             "data": (view.ptr, view.readonly),
         }
-
-

@@ -63,7 +63,7 @@ class CudaBackend(Backend):
         z: DeviceArray | None = None,
         batch: tuple[DeviceArray, DeviceArray, int, int] | None = None,
     ) -> None:
-        """out (rows, columns) of a and b; shape is (rows, columns, depth), batch (order, base, step, size)."""
+        """out = finish(a b), shape being (rows, columns, depth) and batch (order, base, step, size)."""
         dtype = np.dtype(out.dtype)
         tile = products.tile_for(*shape[:2])
         spare, spare_order = self.nothing[dtype.name], self.nothing["int64"]

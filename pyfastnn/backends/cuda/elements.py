@@ -27,9 +27,7 @@ def update(name: str, slots: int, numbers: int, dtype: np.dtype[Any]) -> Kernel:
     rule = scalars.rule(name, slots, numbers, dtype)
     width, zero = scalars.MOST_NUMBERS, dtype.type(0)
 
-    def kernel(
-        base: Any, w: Any, g: Any, v0: Any, v1: Any, table: Any, step: int, count: int
-    ) -> None:
+    def kernel(base: Any, w: Any, g: Any, v0: Any, v1: Any, table: Any, step: int, count: int) -> None:
         start = (base[0] + step) * width
         n0, n1, n2, n3 = table[start], table[start + 1], table[start + 2], table[start + 3]
         for i in range(cuda.grid(1), count, cuda.gridsize(1)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
 from ..._typing import Array
@@ -33,9 +31,9 @@ class CudaPlan(Plan):
     def run_forward(self, params: DeviceArray, x: DeviceArray, count: int, out: DeviceArray) -> None:
         """out (count, outputs) = the network at x, all on the device."""
         spec, stream = self.spec, self.cuda.stream
-        for i, (part, (k, m)) in enumerate(zip(layers_of(params, spec), spec.layers, strict=True)):
+        for i, part in enumerate(layers_of(params, spec)):
             last = i == len(spec.layers) - 1
-            a = out if last else shim.empty(count * m, spec.dtype, stream)
+            a = out if last else shim.empty(count * spec.sizes[i + 1], spec.dtype, stream)
             self.layer_forward(i, x, part, a, None, count)
             x = a
 
@@ -65,7 +63,8 @@ class CudaPlan(Plan):
     def loss_and_gradient(
         self, params: Array, x: Array, y: Array, weight: Array | None, gradient: Array
     ) -> float:
-        with Resident(self, params, x, y, weight, len(x), None, None) as run:
+        run = Resident(self, params, x, y, weight, len(x), None, None)
+        with run:
             loss = run.gradient_of_all()
             inside = gradient.flat if isinstance(gradient, DeviceView) else gradient
             if inside is gradient:
@@ -129,12 +128,13 @@ class Resident(Training):
         self.state = [self._inside(array) for array in self._host]
         self.x, self.labels = self._inside(x), y.ndim == 1
         target = self._inside(y)
-        self.targets = (
-            (spare[spec.dtype.name], target) if self.labels else (target, spare["int64"])
-        )
+        self.targets = (spare[spec.dtype.name], target) if self.labels else (target, spare["int64"])
         self.losses = shim.empty(self.count, spec.dtype, self.stream)
+        # What an epoch needs, by the names that _send knows.
+        self.order: DeviceArray = None
+        self.table: DeviceArray = None
+        self.factors: DeviceArray = None
         self._stale = False
-        self._lengths: tuple[int, ...] = ()
         self._graph: shim.Graph | None = None
         self.base = shim.upload(np.zeros(1, np.int64), self.stream)
         self._remembered: dict[int, tuple[Array, DeviceArray]] = {}
@@ -220,7 +220,7 @@ class Resident(Training):
 
     def _send(self, name: str, array: Array) -> None:
         """Copy into the array of that name on the device, which keeps its place from epoch to epoch."""
-        held = getattr(self, name, None)
+        held: DeviceArray | None = getattr(self, name)
         if held is None or held.size != array.size:
             setattr(self, name, shim.upload(array, self.stream))
             self._forget_graph()
@@ -285,9 +285,7 @@ class Resident(Training):
     def _step(self, step: int, count: int, numbers: int) -> None:
         assert self.optimizer is not None
         self._backpropagate((self.order, self.base, step, self.batch), count)
-        self.cuda.apply(
-            self.optimizer.rule, self.state, self.gradient, self.table, numbers, self.base, step
-        )
+        self.cuda.apply(self.optimizer.rule, self.state, self.gradient, self.table, numbers, self.base, step)
 
     def _backpropagate(self, batch: tuple[DeviceArray, DeviceArray, int, int], count: int) -> None:
         """The gradient at the ``count`` samples of a batch; their losses."""

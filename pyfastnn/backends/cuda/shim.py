@@ -152,23 +152,34 @@ def new_stream() -> Any:
 
 
 def upload(array: Array, stream: Any) -> DeviceArray:
-    """A flat copy on the device."""
-    return cuda.to_device(np.ascontiguousarray(array).reshape(-1), stream=stream)
+    """A flat copy of a contiguous array on the device."""
+    if not array.size:
+        return empty(0, array.dtype, stream)
+    return cuda.to_device(array.reshape(-1), stream=stream)
 
 
 def refill(target: DeviceArray, array: Array | DeviceArray, stream: Any) -> None:
     """Copy host to device, or on the device, into memory that is there."""
-    target.copy_to_device(array.reshape(-1), stream=stream)
+    if array.size:
+        target.copy_to_device(array.reshape(-1), stream=stream)
 
 
 def download(source: DeviceArray, target: Array, stream: Any) -> None:
     """Copy device to host, and wait for it; target is contiguous."""
-    source.copy_to_host(target.reshape(-1), stream=stream)
-    stream.synchronize()
+    if target.size:
+        source.copy_to_host(target.reshape(-1), stream=stream)
+        stream.synchronize()
 
 
 def empty(count: int, dtype: np.dtype[Any], stream: Any) -> DeviceArray:
-    return cuda.device_array(count, dtype, stream=stream)
+    """Uninitialised memory, a number at least: none at all has no address."""
+    return cuda.device_array(max(count, 1), dtype, stream=stream)
+
+
+def address(array: DeviceArray) -> int:
+    """Of its first byte."""
+    interface = array._ary.__array_interface__ if SIMULATED else array.__cuda_array_interface__
+    return interface["data"][0]
 
 
 class Graph:
@@ -215,5 +226,3 @@ class Graph:
 
             _check(driver.cuGraphExecDestroy(self._executable))
             self._executable = None
-
-
