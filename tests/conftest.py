@@ -44,6 +44,9 @@ def _every_backend() -> list[Backend]:
 BACKENDS = {getattr(backend, "isa", backend.name): backend for backend in _every_backend()}
 COMPILED = [backend for backend in BACKENDS.values() if isinstance(backend, CppBackend)]
 
+# Its tests run where it is: on a GPU, or in the simulator, which test_cuda_simulator.py starts.
+collect_ignore = [] if "cuda" in BACKENDS else ["test_cuda.py"]
+
 # Multiply-adds, or numbers, that take the simulator of CUDA some hundredths of a second.
 _SIMULATED_SIZE = 500
 

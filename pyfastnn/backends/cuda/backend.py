@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ from ..._typing import Array
 from ...activations import Activation
 from ...losses import Loss
 from ..plan import Backend, Plan, Spec, batch_scale
-from . import elements, products, rows, scalars, shim
+from . import blas, elements, products, rows, scalars, shim
 from .arrays import DeviceView, adopt
 from .products import BACKWARD, GRADIENT, Layout
 from .shim import DeviceArray
@@ -35,6 +36,15 @@ class CudaBackend(Backend):
     def stream(self) -> Any:
         """All work of this backend, in order."""
         return shim.new_stream()
+
+    @cached_property
+    def gemm(self) -> blas.Gemm | None:
+        """cuBLAS for large products; None where it is not installed."""
+        return blas.find(self.stream)
+
+    @cached_property
+    def _batches(self) -> dict[tuple[str, int], DeviceArray]:
+        return {}
 
     @cached_property
     def nothing(self) -> dict[str, DeviceArray]:
@@ -65,12 +75,78 @@ class CudaBackend(Backend):
     ) -> None:
         """out = finish(a b), shape being (rows, columns, depth) and batch (order, base, step, size)."""
         dtype = np.dtype(out.dtype)
-        tile = products.tile_for(*shape[:2])
         spare, spare_order = self.nothing[dtype.name], self.nothing["int64"]
         order, base, step, size = batch or (spare_order, spare_order, 0, 0)
-        arrays = (order, base, a, b, spare if s is None else s, spare if z is None else z, out)
+        s, z = (spare if each is None else each for each in (s, z))
+        if self.gemm is not None and math.prod(shape) >= blas.WORTHWHILE:
+            if batch is not None:
+                a = self._gathered(layout, shape, a, batch)
+            self._by_gemm(self.gemm, layout, finish, shape, a, b, s, z, out)
+            return
+        tile = products.tile_for(*shape[:2])
         kernel = products.product(layout, finish, tile, dtype)
+        arrays = (order, base, a, b, s, z, out)
         kernel.launch(tile.blocks(*shape[:2]), self.stream, *arrays, step, size, *shape)
+
+    def _gathered(
+        self,
+        layout: Layout,
+        shape: tuple[int, int, int],
+        a: DeviceArray,
+        batch: tuple[DeviceArray, DeviceArray, int, int],
+    ) -> DeviceArray:
+        """The rows of a batch, where cuBLAS can read them: in an array that later steps use again."""
+        rows_here, _, depth = shape
+        samples, features = (depth, rows_here) if layout.a_transposed else (rows_here, depth)
+        features -= layout.ones
+        dtype, count = np.dtype(a.dtype), samples * features
+        key = dtype.name, batch[3] * features
+        if key not in self._batches:
+            self._batches[key] = shim.empty(key[1], dtype, self.stream)
+        order, base, step, size = batch
+        target = self._batches[key]
+        kernel = elements.gather(dtype)
+        kernel.launch(
+            elements.blocks(count), self.stream, order, base, a, target, step, size, features, count
+        )
+        return target
+
+    def _by_gemm(
+        self,
+        gemm: blas.Gemm,
+        layout: Layout,
+        finish: products.Finish,
+        shape: tuple[int, int, int],
+        a: DeviceArray,
+        b: DeviceArray,
+        s: DeviceArray,
+        z: DeviceArray,
+        out: DeviceArray,
+    ) -> None:
+        """The same product, and what comes after it, in launches of their own; without the ones."""
+        (rows_here, columns, depth), dtype = shape, np.dtype(out.dtype)
+        biases = self.nothing[dtype.name]
+        if layout.ones and layout.a_transposed:
+            rows_here -= 1
+            elements.column_sums(dtype).launch(
+                -(-columns // elements.COLUMNS), self.stream, b, out[rows_here * columns :], depth, columns
+            )
+        elif layout.ones:
+            depth -= 1
+            biases = b[depth * columns :]
+        gemm(
+            (rows_here, columns, depth),
+            a,
+            b,
+            out,
+            a_transposed=layout.a_transposed,
+            b_transposed=layout.b_transposed,
+        )
+        adds = layout.ones and not layout.a_transposed
+        if adds or finish is not products.keep(dtype):
+            count = rows_here * columns
+            kernel = elements.finish(finish, adds, dtype)
+            kernel.launch(elements.blocks(count), self.stream, biases, s, z, out, columns, count)
 
     def dense_forward(
         self, x: Array, w: Array, b: Array, activation: Activation, z: Array | None, a: Array

@@ -44,6 +44,67 @@ def update(name: str, slots: int, numbers: int, dtype: np.dtype[Any]) -> Kernel:
 
 
 @cache
+def gather(dtype: np.dtype[Any]) -> Kernel:
+    """Kernel(order, base, x, out, step, batch, columns, count): out = the rows of a batch of the order."""
+
+    def kernel(
+        order: Any, base: Any, x: Any, out: Any, step: int, batch: int, columns: int, count: int
+    ) -> None:
+        start = (base[0] + step) * batch
+        for i in range(cuda.grid(1), count, cuda.gridsize(1)):
+            out[i] = x[order[start + i // columns] * columns + i % columns]
+
+    return Kernel(kernel, "II RR iiii", dtype, THREADS)
+
+
+@cache
+def finish(function: Any, biases: bool, dtype: np.dtype[Any]) -> Kernel:
+    """Kernel(b, s, z, out, columns, count): what ``function`` makes of sums that lie in out, in place.
+
+    With biases, b (columns,) is added to every row first.
+    """
+
+    def kernel(b: Any, s: Any, z: Any, out: Any, columns: int, count: int) -> None:
+        for i in range(cuda.grid(1), count, cuda.gridsize(1)):
+            total = out[i]
+            if biases:
+                total += b[i % columns]
+            function(total, s, z, out, i)
+
+    return Kernel(kernel, "RRRR ii", dtype, THREADS)
+
+
+COLUMNS, LANES = (2, 2) if shim.SIMULATED else (32, 16)
+
+
+@cache
+def column_sums(dtype: np.dtype[Any]) -> Kernel:
+    """Kernel(d, out, rows, columns): out = the sums of the columns of d. A block for ``COLUMNS`` of them.
+
+    Each of the lanes sums every so-manieth row in order, one thread the lanes.
+    """
+    real, zero = shim.element(dtype), dtype.type(0)
+    across, lanes, count = COLUMNS, LANES, COLUMNS * LANES
+
+    def kernel(d: Any, out: Any, rows: int, columns: int) -> None:
+        parts = cuda.shared.array(count, real)
+        me = cuda.threadIdx.x
+        lane, column = me // across, cuda.blockIdx.x * across + me % across
+        total = zero
+        if column < columns:
+            for i in range(lane, rows, lanes):
+                total += d[i * columns + column]
+        parts[me] = total
+        cuda.syncthreads()
+        if lane == 0 and column < columns:
+            for other in range(1, lanes):
+                total += parts[other * across + me]
+            out[column] = total
+
+    return Kernel(kernel, "RR ii", dtype, count)
+
+
+@cache
 def advance() -> Kernel:
     """Kernel(base, steps): base[0] += steps."""
 
