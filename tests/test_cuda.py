@@ -133,6 +133,22 @@ def test_labels_train_as_one_hot_rows(cuda, fused):
     agree(*ours, *trained(cuda, fused, network, (x, rows_of_one), **settings), 6)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("hidden", ["tanh", "relu"])
+def test_special_numbers_pass_through_training(cuda, fused, special, hidden):
+    x, y = problem("mse", 5, "float32")
+    x[1, 2] = special
+    settings = {"epochs": 1, "batch_size": 5, "optimizer": pf.SGD(0.05), "shuffle": False}
+    network = (hidden, "identity", "mse", "float32")
+    (ours, history), (exact, expected) = (
+        trained(cuda, way, network, (x, y), **settings) for way in (fused, None)
+    )
+    np.testing.assert_array_equal(np.isfinite(ours.params), np.isfinite(exact.params))
+    np.testing.assert_array_equal(np.isnan(ours.params), np.isnan(exact.params))
+    np.testing.assert_array_equal(np.isnan(history.loss), np.isnan(expected.loss))
+
+
 def test_long_epochs_replay_graphs(cuda, monkeypatch):
     launched = []
     launch = shim.Graph.launch
