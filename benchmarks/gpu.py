@@ -24,7 +24,7 @@ from cases import step_cost
 
 import pyfastnn as pf
 from pyfastnn.backends import load
-from pyfastnn.backends.cuda import narrow, products, shim
+from pyfastnn.backends.cuda import products, shim
 from pyfastnn.backends.cuda.arrays import DeviceView
 from pyfastnn.bench import (
     SGD,
@@ -66,7 +66,6 @@ def tiny_workloads() -> list[Workload]:
     """To try this script itself, in the simulator."""
     return [
         Workload("narrow", (3, 4, 2), "tanh", "softmax", "cross_entropy", pf.Adam(1e-3), 2, 6),
-        Workload("wide", (2, narrow.WIDEST + 1, 1), "tanh", "identity", "mse", SGD(0.01), 2, 2),
     ]
 
 

@@ -48,7 +48,7 @@ COMPILED = [backend for backend in BACKENDS.values() if isinstance(backend, CppB
 collect_ignore = [] if "cuda" in BACKENDS else ["test_cuda.py"]
 
 # Multiply-adds, or numbers, that take the simulator of CUDA some hundredths of a second.
-_SIMULATED_SIZE = 500
+_SIMULATED_SIZE = 400
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -45,7 +45,7 @@ MISSING = toolchain()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"no CUDA toolchain ({MISSING})")
 
 
-@pytest.fixture(params=TARGETS, ids=["sm_80", "sm_90"])
+@pytest.fixture
 def target(request, monkeypatch) -> tuple[int, int]:
     """A device for device functions, which numba-cuda compiles for the one it finds."""
     import numba.cuda.dispatcher
@@ -130,10 +130,14 @@ def narrow_kernels(dtype: np.dtype) -> list[Kernel]:
     ]
 
 
-@pytest.mark.parametrize(
-    "kernels", [product_kernels, other_kernels, activation_kernels, loss_kernels, narrow_kernels]
-)
-def test_kernels_compile_and_assemble(kernels: Callable[[np.dtype], list[Kernel]], dtype, target):
+EVERY = [product_kernels, other_kernels, activation_kernels, loss_kernels, narrow_kernels]
+CASES = [(TARGETS[1], each, name) for each in EVERY for name in ("float32", "float64")]
+CASES += [(TARGETS[0], each, "float32") for each in (product_kernels, narrow_kernels)]
+
+
+@pytest.mark.parametrize(("target", "kernels", "name"), CASES, indirect=["target"])
+def test_kernels_compile_and_assemble(target, kernels: Callable[[np.dtype], list[Kernel]], name):
+    dtype = np.dtype(name)
     found = kernels(dtype)
     assert found
     for kernel in found:

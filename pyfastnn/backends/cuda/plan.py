@@ -14,6 +14,7 @@ from .products import BACKWARD, Layout
 from .shim import DeviceArray
 
 _STEPS_PER_GRAPH = 32  # launched together; enough that the host is far ahead
+_MOST_ROWS = 65_536  # of a prediction, at a time: hidden layers need room
 _MOST_REMEMBERED = 4  # arrays for predictions that stay on the device while a fit lasts
 
 
@@ -30,12 +31,17 @@ class CudaPlan(Plan):
 
     def run_forward(self, params: DeviceArray, x: DeviceArray, count: int, out: DeviceArray) -> None:
         """out (count, outputs) = the network at x, all on the device."""
-        spec, stream = self.spec, self.cuda.stream
-        for i, part in enumerate(layers_of(params, spec)):
-            last = i == len(spec.layers) - 1
-            a = out if last else shim.empty(count * spec.sizes[i + 1], spec.dtype, stream)
-            self.layer_forward(i, x, part, a, None, count)
-            x = a
+        spec, parts = self.spec, layers_of(params, self.spec)
+        rows_at_once = min(count, _MOST_ROWS)
+        hidden = [shim.empty(rows_at_once * m, spec.dtype, self.cuda.stream) for _, m in spec.layers[:-1]]
+        inputs, outputs = spec.sizes[0], spec.sizes[-1]
+        for start in range(0, count, _MOST_ROWS):
+            rows_here = min(_MOST_ROWS, count - start)
+            a = x[start * inputs : (start + rows_here) * inputs]
+            targets = [*hidden, out[start * outputs : (start + rows_here) * outputs]]
+            for i, (part, target) in enumerate(zip(parts, targets, strict=True)):
+                self.layer_forward(i, a, part, target, None, rows_here)
+                a = target
 
     def layer_forward(
         self,

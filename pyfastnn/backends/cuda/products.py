@@ -35,7 +35,8 @@ class Tile:
         return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
 
     def blocks(self, rows: int, columns: int) -> tuple[int, int]:
-        return -(-columns // self.columns), -(-rows // self.rows)
+        # The first number may be far larger than the second.
+        return -(-rows // self.rows), -(-columns // self.columns)
 
 
 SMALL = Tile(32, 32, 32, 2, 2)
@@ -102,25 +103,12 @@ def through(activation: Activation, dtype: np.dtype[Any]) -> Finish:
     return shim.device(finish)
 
 
-@cache
-def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) -> Kernel:
-    """Kernel(order, base, a, b, s, z, out, step, batch, rows, columns, depth).
-
-    Rows, columns and depth count the ones. Row i of a gathered left side is row
-    order[(base[0] + step) batch + i] of a. A grid of ``tile.blocks(rows, columns)``.
-    """
-    real, zero, one = shim.element(dtype), dtype.type(0), dtype.type(1)
-    tile_rows, tile_columns, tile_depth = tile.rows, tile.columns, tile.depth
-    thread_rows, thread_columns = tile.thread_rows, tile.thread_columns
-    threads, across = tile.threads, tile.columns // tile.thread_columns
-    down, sums_count = tile.rows // thread_rows, thread_rows * thread_columns
-    a_stride, b_stride = tile.rows + 1, tile.columns + 1  # odd: no two threads of a warp in one bank
-    a_count, b_count = a_stride * tile.depth, b_stride * tile.depth
+def _loads(layout: Layout, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """A[i, p] and B[p, j], which lie inside."""
     a_transposed, b_transposed = layout.a_transposed, layout.b_transposed
-    gathered, ones = layout.gathered, layout.ones
+    gathered, ones, one = layout.gathered, layout.ones, dtype.type(1)
 
-    def load(order: Any, start: int, a: Any, i: int, p: int, rows: int, depth: int) -> Any:
-        """A[i, p], which lies inside."""
+    def load_a(order: Any, start: int, a: Any, i: int, p: int, rows: int, depth: int) -> Any:
         sample, feature = (p, i) if a_transposed else (i, p)
         features = rows if a_transposed else depth
         if ones:
@@ -131,7 +119,30 @@ def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) ->
             sample = order[start + sample]
         return a[sample * features + feature]
 
-    load = shim.device(load)
+    def load_b(b: Any, p: int, j: int, depth: int, columns: int) -> Any:
+        return b[j * depth + p] if b_transposed else b[p * columns + j]
+
+    return shim.device(load_a), shim.device(load_b)
+
+
+@cache
+def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) -> Kernel:
+    """Kernel(order, base, a, b, s, z, out, step, batch, rows, columns, depth).
+
+    Rows, columns and depth count the ones. Row i of a gathered left side is row
+    order[(base[0] + step) batch + i] of a. A grid of ``tile.blocks(rows, columns)``.
+    """
+    real, zero = shim.element(dtype), dtype.type(0)
+    tile_rows, tile_columns, tile_depth = tile.rows, tile.columns, tile.depth
+    thread_rows, thread_columns = tile.thread_rows, tile.thread_columns
+    threads, across = tile.threads, tile.columns // tile.thread_columns
+    down, sums_count = tile.rows // thread_rows, thread_rows * thread_columns
+    a_stride, b_stride = tile.rows + 1, tile.columns + 1  # odd: no two threads of a warp in one bank
+    a_count, b_count = a_stride * tile.depth, b_stride * tile.depth
+    a_transposed, b_transposed = layout.a_transposed, layout.b_transposed
+    gathered = layout.gathered
+
+    load_a, load_b = _loads(layout, dtype)
 
     def kernel(
         order: Any,
@@ -154,7 +165,7 @@ def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) ->
             sums[e] = zero
         me = cuda.threadIdx.x
         row, column = me // across, me % across
-        top, left = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
+        top, left = cuda.blockIdx.x * tile_rows, cuda.blockIdx.y * tile_columns
         start = (base[0] + step) * batch if gathered else 0
         for front in range(0, depth, tile_depth):
             # Neighbouring threads read neighbouring numbers, whichever way the matrix lies.
@@ -165,7 +176,7 @@ def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) ->
                     i, p = e // tile_depth, e % tile_depth
                 number = zero
                 if top + i < rows and front + p < depth:
-                    number = load(order, start, a, top + i, front + p, rows, depth)
+                    number = load_a(order, start, a, top + i, front + p, rows, depth)
                 a_tile[p * a_stride + i] = number
             for e in range(me, tile_columns * tile_depth, threads):
                 if b_transposed:
@@ -174,10 +185,7 @@ def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) ->
                     j, p = e % tile_columns, e // tile_columns
                 number = zero
                 if left + j < columns and front + p < depth:
-                    if b_transposed:
-                        number = b[(left + j) * depth + front + p]
-                    else:
-                        number = b[(front + p) * columns + left + j]
+                    number = load_b(b, front + p, left + j, depth, columns)
                 b_tile[p * b_stride + j] = number
             cuda.syncthreads()
             # Beyond the end both sides are zero, which adds nothing; so the loop can be unrolled.
