@@ -10,7 +10,7 @@ import tolerance
 
 import pyfastnn as pf
 from pyfastnn.backends import load
-from pyfastnn.backends.cuda import blas, narrow, products, rows, shim
+from pyfastnn.backends.cuda import blas, narrow, plan, products, rows, shim
 from pyfastnn.backends.cuda.arrays import DeviceView
 from pyfastnn.backends.cuda.backend import CudaBackend
 from pyfastnn.backends.cuda.plan import CudaPlan, Resident
@@ -334,7 +334,7 @@ def test_loss_and_gradient(cuda):
 
 
 def test_long_inputs_are_predicted_in_parts(cuda, monkeypatch):
-    monkeypatch.setattr("pyfastnn.backends.cuda.plan._MOST_ROWS", 4)
+    monkeypatch.setattr(plan, "_MOST_ROWS", 4)
     x = problem("mse", 11, "float32")[0]
     net = pf.MLP([4, 6, 3], "tanh", "softmax", seed=1)
     ours = net.predict(x)
