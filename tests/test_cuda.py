@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tolerance
 
 import pyfastnn as pf
 from pyfastnn.backends import load
-from pyfastnn.backends.cuda import blas, narrow, plan, products, rows, shim
+from pyfastnn.backends.cuda import arrays, blas, narrow, plan, products, rows, shim
 from pyfastnn.backends.cuda.arrays import DeviceView
 from pyfastnn.backends.cuda.backend import CudaBackend
 from pyfastnn.backends.cuda.plan import CudaPlan, Resident
@@ -320,6 +321,16 @@ def test_only_this_backend_takes_them(cuda):
     for array in (Elsewhere(), Exchanged()):
         with pf.use_backend("numpy"), pytest.raises(TypeError, match=r"^x is on a CUDA device, where only"):
             pf.MLP([4, 3]).predict(array)
+
+
+def test_dlpack_is_read():
+    """The numbers of an exchange, on an array of the host, which DLPack knows as well."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    stream = SimpleNamespace(handle=-1)
+    interface = arrays._Exchanged(array, stream).__cuda_array_interface__
+    assert interface["data"] == (array.ctypes.data, False)
+    assert (interface["shape"], interface["strides"], interface["typestr"]) == ((2, 3), (12, 4), "<f4")
+    assert arrays._Exchanged(array.T, stream).__cuda_array_interface__["strides"] == (4, 12)
 
 
 def test_loss_and_gradient(cuda):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...activations import ACTIVATIONS
 from ..plan import Spec
 from . import scalars, shim
 from .shim import Kernel, cuda
@@ -145,7 +146,8 @@ def _forward(storage: Storage, layer: int) -> Step:
         storage.sums[layer],
     )
     width, keep_z = storage.widths[layer], activation.slope_from == "input"
-    value = _same() if activation.rowwise else scalars.value(activation, dtype)
+    # The whole row comes later, in _output.
+    value = scalars.value(ACTIVATIONS["identity"] if activation.rowwise else activation, dtype)
 
     def finish(total: Any, memory: Any, i: int, j: int, more: Any) -> None:
         if keep_z:
@@ -213,14 +215,6 @@ def _descend(storage: Storage, layer: int, rule: Any) -> Step:
     return shim.device(run)
 
 
-@cache
-def _same() -> Any:
-    def value(z: Any) -> Any:
-        return z
-
-    return shim.device(value)
-
-
 def _output(storage: Storage, labels: bool) -> Callable[..., Any]:
     """f(memory, row, y, y_labels, sample, factor) -> its loss; softmax and delta on the way."""
     spec, m = storage.spec, storage.spec.sizes[-1]
@@ -228,7 +222,7 @@ def _output(storage: Storage, labels: bool) -> Callable[..., Any]:
     a, d = storage.activations[-2], storage.deltas[-2]
     matched, rowwise = loss.matched == activation.name, activation.rowwise
     value, gradient = scalars.loss_value(loss, dtype), scalars.loss_gradient(loss, dtype)
-    delta = _first() if rowwise else scalars.delta(activation, dtype)
+    delta = scalars.first() if rowwise else scalars.delta(activation, dtype)
     maximum, exp = (scalars.functions()[name] for name in ("maximum", "exp"))
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-np.inf)
 
@@ -268,14 +262,6 @@ def _output(storage: Storage, labels: bool) -> Callable[..., Any]:
         return total
 
     return shim.device(run)
-
-
-@cache
-def _first() -> Any:
-    def formula(d: Any, s: Any) -> Any:
-        return d
-
-    return shim.device(formula)
 
 
 def _in_turn(steps: list[Step]) -> Step:

@@ -81,14 +81,6 @@ ROWWISE: Mapping[str, Callable[[np.dtype[Any]], Kernel]] = {"softmax": _softmax}
 
 
 @cache
-def _no_formula() -> Any:
-    def formula(a: Any, b: Any) -> Any:
-        return a
-
-    return shim.device(formula)
-
-
-@cache
 def output_delta(
     loss: Loss, activation: Activation, labels: bool, gathered: bool, dtype: np.dtype[Any]
 ) -> Kernel:
@@ -101,7 +93,7 @@ def output_delta(
     add, _ = _folds(dtype)
     value, gradient = scalars.loss_value(loss, dtype), scalars.loss_gradient(loss, dtype)
     matched, rowwise = loss.matched == activation.name, activation.rowwise
-    delta = _no_formula() if rowwise else scalars.delta(activation, dtype)
+    delta = scalars.first() if rowwise else scalars.delta(activation, dtype)
     real, zero, one, threads = shim.element(dtype), dtype.type(0), dtype.type(1), THREADS
 
     def target(y: Any, y_labels: Any, sample: int, j: int, columns: int) -> Any:
