@@ -49,6 +49,13 @@ def test_without_the_package(monkeypatch):
     assert detection.missing() == "numba-cuda (pip install 'pyfastnn[cuda]' installs it)"
 
 
+def test_the_driver_must_suit_the_bindings(monkeypatch):
+    monkeypatch.setattr(detection, "version", lambda package: "12.9.4")
+    assert detection.oldest_driver() == 12_000
+    monkeypatch.setattr(detection, "version", lambda package: {"cuda-bindings": "13.5.0"}[package])
+    assert detection.oldest_driver() == 13_000
+
+
 needs_package = pytest.mark.skipif(
     detection.find_spec(detection.PACKAGE) is None, reason="without numba-cuda"
 )
@@ -80,6 +87,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     subprocess.run(command, input=source.encode(), check=True)
     monkeypatch.setattr(detection, "_LIBRARY", str(library))
     monkeypatch.setattr(detection, "_DEVICES", tmp_path)
+    monkeypatch.setattr(detection, "version", lambda package: "13.5.0")
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return str(library)
@@ -89,7 +97,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("version", "devices", "visible", "reason"),
     [
-        (11_080, True, None, "driver for CUDA 12.0 or newer (this one is for CUDA 11.8)"),
+        (12_090, True, None, "driver for CUDA 13.0 or newer (this one is for CUDA 12.9)"),
         (13_000, False, None, "GPU (the driver is there, but no device of NVIDIA's)"),
         (13_000, True, "", "GPU (CUDA_VISIBLE_DEVICES is '')"),
         (13_000, True, "-1", "GPU (CUDA_VISIBLE_DEVICES is '-1')"),

@@ -9,16 +9,27 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = "numba_cuda"
 INSTALL = "pip install 'pyfastnn[cuda]'"
-OLDEST_DRIVER = 12_000  # CUDA 12.0, the oldest that the package supports, as the driver numbers itself
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # Where Linux shows NVIDIA's cards; elsewhere, and in the subsystem for Windows, only the driver knows.
 _DEVICES = Path("/dev")
+
+
+def oldest_driver() -> int:
+    """The CUDA version that the installed bindings are made for, as drivers number theirs: 13.0 is 13000.
+
+    A driver serves every minor version of its major one, and those before.
+    """
+    try:
+        return 1000 * int(version("cuda-bindings").split(".")[0])
+    except PackageNotFoundError:
+        return 12_000  # what numba-cuda has supported at the least
 
 
 def simulated() -> bool:
@@ -41,9 +52,9 @@ def missing() -> str | None:
 
 def _missing_behind(driver: ctypes.CDLL) -> str | None:
     """The same, asked of the driver; without cuInit, which takes long."""
-    version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)) or version.value < OLDEST_DRIVER:
-        needed, found = (f"{each // 1000}.{each % 1000 // 10}" for each in (OLDEST_DRIVER, version.value))
+    said, oldest = ctypes.c_int(), oldest_driver()
+    if driver.cuDriverGetVersion(ctypes.byref(said)) or said.value < oldest:
+        needed, found = (f"{each // 1000}.{each % 1000 // 10}" for each in (oldest, said.value))
         return f"driver for CUDA {needed} or newer (this one is for CUDA {found})"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
