@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 FORMATTED := $(filter-out csrc/coefficients.inl, $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl))
 
-.PHONY: help demo test lint bench claims measure clean
+.PHONY: help demo test ptx lint bench claims measure clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -19,6 +19,9 @@ demo: $(STAMP)-demo  ## train on scikit-learn's digits, beside NumPy and scikit-
 
 test: $(STAMP)-test  ## run the tests; PYTEST_ARGS="-k name" picks some
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+ptx: $(STAMP)-ptx  ## compile every CUDA kernel, without a GPU (downloads NVIDIA's compiler, some hundred MB)
+	@$(VENV)/bin/python -m pytest tests/test_cuda_compile.py
 
 lint: $(STAMP)-lint  ## check style, types and spelling
 	$(VENV)/bin/ruff check

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ._typing import Array
+from ._typing import Array, Remote
 from .losses import Loss
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -30,6 +30,8 @@ def array(
             and (flags.carray or (flags.c_contiguous and flags.aligned))
         ):
             return value
+    elif isinstance(value, Remote) and not _wrong(name, value, shape, dtype):
+        return value  # type: ignore[return-value]
     raise _refusal(name, value, shape, dtype)
 
 
@@ -42,18 +44,38 @@ def _fits(actual: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
     return True
 
 
-def _refusal(
-    name: str, value: object, shape: tuple[int | None, ...], dtype: np.dtype[Any] | None
-) -> Exception:
-    """What is wrong with an array that ``array`` does not take."""
-    if not isinstance(value, np.ndarray):
-        return TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+def _on_cuda_device(value: object) -> bool:
+    """As the two protocols for sharing memory say it; CUDA devices have the numbers 2 and 13 in DLPack."""
+    if hasattr(value, "__cuda_array_interface__"):
+        return True
+    return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in (2, 13)
+
+
+def _wrong(
+    name: str, value: Array | Remote, shape: tuple[int | None, ...], dtype: np.dtype[Any] | None
+) -> Exception | None:
+    """What is wrong with the dtype or shape of an array."""
     if dtype is None and value.dtype not in _FLOATS:
         return TypeError(f"{name} must be float32 or float64, got {value.dtype}")
     if dtype is not None and value.dtype != dtype:
         return TypeError(f"{name} must be {dtype}, as the other arrays, got {value.dtype}")
     if not _fits(value.shape, shape):
         return ValueError(f"{name} must have shape {_shape_text(shape)}, got {_shape_text(value.shape)}")
+    return None
+
+
+def _refusal(
+    name: str, value: object, shape: tuple[int | None, ...], dtype: np.dtype[Any] | None
+) -> Exception:
+    """What is wrong with an array that ``array`` does not take."""
+    if not isinstance(value, (np.ndarray, Remote)):
+        if _on_cuda_device(value):
+            return TypeError(f"{name} is on a CUDA device, where only the backend 'cuda' can use it")
+        return TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    wrong = _wrong(name, value, shape, dtype)
+    if wrong is not None:
+        return wrong
+    assert isinstance(value, np.ndarray)
     if not value.flags.c_contiguous:
         return ValueError(f"{name} must be C-contiguous; np.ascontiguousarray({name}) makes such a copy")
     return ValueError(f"{name} must be aligned to its dtype; {name}.copy() makes such a copy")
@@ -70,15 +92,20 @@ def output(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     others: dict[str, Array | None],
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
 ) -> Array:
-    """``value`` checked for writing, or a new array where it is None. Must not overlap the others."""
+    """``value`` checked for writing, or an ``empty`` array where it is None. Must not overlap the others."""
     if value is None:
-        return np.empty(shape, dtype)
+        return empty(shape, dtype)
     checked = array(name, value, shape, dtype)
+    if isinstance(checked, Remote):
+        return _remote_output(name, checked, others)
     if not checked.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
     for other, used in others.items():
-        if used is None or (used is not checked and used.base is None and checked.base is None):
+        if used is None or isinstance(used, Remote):
+            continue
+        if used is not checked and used.base is None and checked.base is None:
             continue  # two arrays that own their memory
         # Of contiguous arrays the bounds say exactly whether they overlap.
         if np.may_share_memory(checked, used):
@@ -86,9 +113,23 @@ def output(
     return checked
 
 
+def _remote_output(name: str, checked: Remote, others: dict[str, Array | None]) -> Array:
+    start, end = checked.bounds()
+    for other, used in others.items():
+        if isinstance(used, Remote) and used.bounds()[0] < end and start < used.bounds()[1]:
+            raise ValueError(f"{name} must not share memory with {other}")
+    return checked  # type: ignore[return-value]
+
+
 def targets(name: str, value: object, loss: Loss, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
     """Targets of ``shape`` (samples, outputs) that fit the loss, labels as int64."""
     samples, outputs = shape
+    if isinstance(value, Remote):
+        # Their range is checked here, once; they stay where they are.
+        on_host = targets(name, value.copy_to_host(), loss, shape, dtype)
+        if on_host.dtype != value.dtype:
+            raise TypeError(f"{name} must be {on_host.dtype} on a device, got {value.dtype}")
+        return value  # type: ignore[return-value]
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
         if loss.targets != "classes":
             raise TypeError(
@@ -120,7 +161,7 @@ def weights(name: str, value: object, samples: int, dtype: np.dtype[Any]) -> Arr
     """Sample weights (samples,), not negative and not all zero, or None."""
     if value is None:
         return None
-    checked = array(name, value, (samples,), dtype)
+    checked = array(name, value.copy_to_host() if isinstance(value, Remote) else value, (samples,), dtype)
     with np.errstate(over="ignore"):
         total = checked.sum()
     # A sum below the normal numbers would count as zero where subnormal ones are flushed.

@@ -13,7 +13,6 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from importlib import import_module
@@ -325,10 +324,14 @@ PEERS: Mapping[str, type[Contender]] = {"scikit-learn": ScikitLearn, "PyTorch": 
 def prepare(kind: type[Contender], workload: Workload, threads: int, variants: Sequence[str]) -> Contender:
     """The fastest of the variants that the installed version has, by two calls of each, in turn."""
     found: list[Contender] = []
+    failure: Exception | None = None
     for variant in variants:
-        # An older version may lack an implementation; without any, the error is the reason.
-        with nullcontext() if len(variants) == 1 else suppress(RuntimeError, TypeError):
+        try:
             found.append(kind(kind.nearest(workload), variant, threads))
+        except (RuntimeError, TypeError) as error:  # an older version may lack an implementation
+            failure = error
+    if failure and not found:
+        raise failure
     if len(found) == 1:
         return found[0]
     seconds = [[min(time_calls(each, 0)) for each in found] for _ in range(3)][1:]

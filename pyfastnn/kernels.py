@@ -7,13 +7,25 @@ are checked before anything is written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from . import _checks, activations, losses
 from ._typing import Array
 from .activations import Activation
 from .backends import get_backend
+from .backends.plan import Backend
 from .losses import Loss
+
+_HOST: Callable[..., Array] = np.empty
+
+
+def _adopted(backend: Backend, *arrays: Any) -> tuple[Any, ...]:
+    """The arguments, those in the backend's own memory as it sees them."""
+    return tuple(map(backend.adopt, arrays))
 
 
 def dense_forward(
@@ -52,17 +64,19 @@ def dense_forward(
     ValueError
         For a wrong shape, layout or name, or an output that overlaps another argument.
     """
-    f, backend = activations.get(activation), get_backend()
+    f, backend, given, empty = activations.get(activation), get_backend(), out, _HOST
     if not backend.fits("nk km m", x, w, b):
+        x, w, b, out, z = _adopted(backend, x, w, b, out, z)
+        empty = partial(backend.empty, like=(x, w, b))
         _checks.array("x", x, (None, None))
         _checks.array("w", w, (x.shape[1], None), x.dtype)
         _checks.array("b", b, (w.shape[1],), x.dtype)
     shape = x.shape[0], w.shape[1]
     if z is not None:
         _checks.output("z", z, shape, x.dtype, {"x": x, "w": w, "b": b})
-    out = _checks.output("out", out, shape, x.dtype, {"x": x, "w": w, "b": b, "z": z})
+    out = _checks.output("out", out, shape, x.dtype, {"x": x, "w": w, "b": b, "z": z}, empty)
     backend.dense_forward(x, w, b, f, z, out)
-    return out
+    return out if given is None else given
 
 
 def activation_delta(
@@ -109,8 +123,10 @@ def activation_delta(
     f = activations.get(activation)
     if f.rowwise:
         raise ValueError(f"activation must be elementwise, got {f.name!r}, which serves as output only")
-    backend = get_backend()
+    backend, given, empty = get_backend(), out, _HOST
     if not backend.fits("nm km nk", d1, w1, a0):
+        d1, w1, a0, out, z0 = _adopted(backend, d1, w1, a0, out, z0)
+        empty = partial(backend.empty, like=(d1, w1, a0))
         _checks.array("d1", d1, (None, None))
         _checks.array("w1", w1, (None, d1.shape[1]), d1.dtype)
         _checks.array("a0", a0, (d1.shape[0], w1.shape[0]), d1.dtype)
@@ -123,9 +139,9 @@ def activation_delta(
                 f"activation {f.name!r} needs z0, the pre-activations: its slope is no function of a0"
             )
         s = z0
-    out = _checks.output("out", out, a0.shape, d1.dtype, {"d1": d1, "w1": w1, "a0": a0, "z0": z0})
+    out = _checks.output("out", out, a0.shape, d1.dtype, {"d1": d1, "w1": w1, "a0": a0, "z0": z0}, empty)
     backend.activation_delta(d1, w1, s, f, out)
-    return out
+    return out if given is None else given
 
 
 def sigmoid_delta(d1: Array, w1: Array, a0: Array, out: Array | None = None) -> Array:
@@ -167,13 +183,15 @@ def dense_backward(
     ValueError
         For a wrong shape or layout.
     """
-    backend = get_backend()
+    backend, empty = get_backend(), _HOST
     if not backend.fits("nk km nm", x, w, d):
+        x, w, d = _adopted(backend, x, w, d)
+        empty = partial(backend.empty, like=(x, w, d))
         _checks.array("x", x, (None, None))
         _checks.array("w", w, (x.shape[1], None), x.dtype)
         _checks.array("d", d, (x.shape[0], w.shape[1]), x.dtype)
-    dw, db = np.empty(w.shape, x.dtype), np.empty(w.shape[1], x.dtype)
-    dx = np.empty(x.shape, x.dtype) if need_dx else None
+    dw, db = empty(w.shape, x.dtype), empty(w.shape[1:], x.dtype)
+    dx = empty(x.shape, x.dtype) if need_dx else None
     backend.dense_backward(x, w, d, dw, db, dx)
     return dw, db, dx
 
@@ -223,16 +241,20 @@ def output_delta(
     """
     checked_loss, f = losses.get(loss), activations.get(activation)
     check_output(checked_loss, f)
-    backend = get_backend()
+    backend, given, empty = get_backend(), out, _HOST
     # What the quick look cannot see is the range of the targets.
     if not (backend.fits("nm nm", a, y) and sample_weight is None and checked_loss.interval is None):
+        a, y, sample_weight, out = _adopted(backend, a, y, sample_weight, out)
+        empty = partial(backend.empty, like=(a, y))
         _checks.array("a", a, (None, None))
         y = _checks.targets("y", y, checked_loss, a.shape, a.dtype)
         sample_weight = _checks.weights("sample_weight", sample_weight, a.shape[0], a.dtype)
     if not a.shape[0]:
         raise ValueError("a must have at least one row: the loss is a mean over samples, got none")
-    out = _checks.output("out", out, a.shape, a.dtype, {"a": a, "y": y, "sample_weight": sample_weight})
-    return backend.output_delta(a, y, sample_weight, checked_loss, f, out), out
+    others = {"a": a, "y": y, "sample_weight": sample_weight}
+    out = _checks.output("out", out, a.shape, a.dtype, others, empty)
+    loss_now = backend.output_delta(a, y, sample_weight, checked_loss, f, out)
+    return loss_now, out if given is None else given
 
 
 def check_output(loss: Loss, activation: Activation) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _checks, activations, initialisers, losses, optimizers
-from ._typing import Array
+from ._typing import Array, Remote
 from .activations import Activation
 from .backends import get_backend
 from .backends.plan import Plan, Spec
@@ -167,11 +168,18 @@ class MLP:
         result = plan.quick_forward(params, x, out)
         if result is not None:
             return result
-        x = self._inputs("x", x)
-        shape = len(x), self.layers[-1]
-        out = _checks.output("out", out, shape, params.dtype, {"x": x, "the parameters": params})
+        x, given = self._inputs("x", x), out
+        shape, backend = (len(x), self.layers[-1]), plan.backend
+        out = _checks.output(
+            "out",
+            backend.adopt(out),
+            shape,
+            params.dtype,
+            {"x": x, "the parameters": params},
+            partial(backend.empty, like=(x,)),
+        )
         plan.forward(params, x, out)
-        return out
+        return out if given is None else given
 
     def evaluate(self, x: Array, y: Array, *, sample_weight: Array | None = None) -> dict[str, float]:
         """The loss and, for a classifier, the accuracy on data.
@@ -194,8 +202,16 @@ class MLP:
             As ``fit``.
         """
         x, y, weight = self._data(x, y, sample_weight)
+        return self._figures(x, y, weight, partial(self._plan().forward, self._params))
+
+    def _figures(
+        self, x: Array, y: Array, weight: Array | None, forward: Callable[[Array, Array], None]
+    ) -> dict[str, float]:
+        """What ``evaluate`` says of checked data, the outputs computed by ``forward(x, out)``."""
         backend, spec = get_backend(), self._spec
-        a = self.predict(x)
+        a = np.empty((len(x), self.layers[-1]), self.dtype)
+        forward(x, a)
+        y = y.copy_to_host() if isinstance(y, Remote) else y
         figures = {"loss": backend.output_delta(a, y, weight, spec.loss, spec.activations[-1], None)}
         if spec.loss.accuracy is not None:
             figures["accuracy"] = float(np.average(spec.loss.accuracy(a, y), weights=weight))
@@ -284,7 +300,7 @@ class MLP:
             For ``progress=True`` without tqdm.
         """
         x, y, weight = self._data(x, y, sample_weight)
-        if y.dtype.kind == "i":
+        if y.dtype.kind == "i" and not isinstance(y, Remote):
             y = y.copy()  # callbacks could change labels after they have been checked
         epochs = _checks.integer("epochs", epochs, at_least=0)
         batch_size = _checks.integer("batch_size", batch_size, at_least=1)
@@ -306,17 +322,23 @@ class MLP:
             for callback in watchers:
                 callback.on_begin(self, epochs)
                 stack.callback(callback.on_end, self, history)
+            training = stack.enter_context(
+                plan.training(self._params, x, y, weight, batch_size, optimizer, state)
+            )
             for _ in range(epochs):
                 order = self._rng.permutation(len(x)) if shuffled else None
                 start = time.perf_counter()
-                loss = plan.train_epoch(self._params, x, y, weight, order, batch_size, optimizer, state)
+                loss = training.epoch(order)
                 history.seconds.append(time.perf_counter() - start)
                 history.loss.append(loss)
                 if validation_data is not None:
-                    for name, value in self.evaluate(*validation_data).items():
+                    for name, value in self._figures(*validation_data, None, training.forward).items():
                         history.validation.setdefault(name, []).append(value)
-                if any([callback.on_epoch(self, history) for callback in watchers]):
-                    break
+                if watchers:
+                    training.pull()
+                    if any([callback.on_epoch(self, history) for callback in watchers]):
+                        break
+                    training.push()
         return history
 
     def copy(self) -> MLP:
@@ -365,19 +387,20 @@ class MLP:
         return self._training[1]
 
     def _inputs(self, name: str, x: Array) -> Array:
-        return _checks.array(name, x, (None, self.layers[0]), self.dtype)
+        return _checks.array(name, get_backend().adopt(x), (None, self.layers[0]), self.dtype)
 
     def _targets(self, name: str, y: Array, samples: int) -> Array:
-        outputs = self.layers[-1]
-        if isinstance(y, np.ndarray) and y.ndim == 1 and outputs == 1 and self.loss.targets == "values":
-            y = y[:, np.newaxis]
-        return _checks.targets(name, y, self.loss, (samples, outputs), self.dtype)
+        adopted, outputs = get_backend().adopt(y), self.layers[-1]
+        flat = isinstance(adopted, np.ndarray) and adopted.ndim == 1
+        if flat and outputs == 1 and self.loss.targets == "values":
+            adopted = y[:, np.newaxis]
+        return _checks.targets(name, adopted, self.loss, (samples, outputs), self.dtype)
 
     def _data(self, x: Array, y: Array, sample_weight: Array | None) -> tuple[Array, Array, Array | None]:
         x = self._inputs("x", x)
         if not len(x):
             raise ValueError("x must have at least one row, got none")
-        weight = _checks.weights("sample_weight", sample_weight, len(x), self.dtype)
+        weight = _checks.weights("sample_weight", get_backend().adopt(sample_weight), len(x), self.dtype)
         return x, self._targets("y", y, len(x)), weight
 
     def _validation(self, data: Data) -> Data:

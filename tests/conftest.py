@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Iterator
 
 import matplotlib as mpl
@@ -16,6 +18,16 @@ from pyfastnn.backends.plan import Backend
 from pyfastnn.datasets import Split
 
 mpl.use("Agg")
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+if SIMULATED:
+    # The simulator's threads wait for each other all the time.
+    sys.setswitchinterval(1e-5)
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+if SIMULATED:
+    # The simulator's threads wait for each other all the time.
+    sys.setswitchinterval(1e-5)
 
 if os.environ.get("PYFASTNN_REQUIRE_EXT") == "1":
     # Without this, a missing core would only make the tests fewer.
@@ -31,6 +43,35 @@ def _every_backend() -> list[Backend]:
 
 BACKENDS = {getattr(backend, "isa", backend.name): backend for backend in _every_backend()}
 COMPILED = [backend for backend in BACKENDS.values() if isinstance(backend, CppBackend)]
+
+# Its tests run where it is: on a GPU, or in the simulator, which test_cuda_simulator.py starts.
+collect_ignore = [] if "cuda" in BACKENDS else ["test_cuda.py"]
+
+# Multiply-adds, or numbers, that take the simulator of CUDA some hundredths of a second.
+_SIMULATED_SIZE = 400
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With the simulator, only what runs on it, at small sizes."""
+    if not SIMULATED:
+        return
+    dropped = [item for item in items if not _simulated(item)]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
+
+
+def _simulated(item: pytest.Item) -> bool:
+    if item.get_closest_marker("cuda"):
+        return True
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    sizes = [math.prod(np.atleast_1d(parameters[name])) for name in ("shape", "size") if name in parameters]
+    return (
+        parameters.get("backend") == "cuda"
+        and str(parameters.get("dtype")) != "float64"
+        and max(sizes, default=0) <= _SIMULATED_SIZE
+        and not item.get_closest_marker("large")
+    )
+
 
 if not COMPILED:
     # Else every test would first meet the warning that says so.

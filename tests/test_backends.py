@@ -51,7 +51,7 @@ def in_thread(function: Callable[[], object]) -> object:
 
 
 def test_every_backend_has_a_status():
-    assert NAMES == ["cpp", "numba", "numpy"]
+    assert NAMES == ["cpp", "numba", "numpy", "cuda"]
     assert pf.backends()["numpy"] == "available"
     for name, status in pf.backends().items():
         if status == "available":

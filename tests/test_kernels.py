@@ -116,6 +116,7 @@ FUNCTION_RANGE = {
 }
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_functions_over_their_range(backend, dtype, name):
     low, high = FUNCTION_RANGE.get(name, (-30.0, 30.0))

@@ -188,6 +188,7 @@ def test_duplicates_of_untrained_networks(backend, duplicate):
     assert everything(net) == everything(twin)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("rows", [0, 1, 4095, 4096, 4097, 9001])
 def test_predict_equals_its_layers(backend, dtype, rows):
     # Small integers: exact whatever the order of the sums.

@@ -171,6 +171,7 @@ OPTIMIZERS = [
 HIDDEN = [name for name in ELEMENTWISE if name != "exp"]
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 def test_fit_goes_through(backend, dtype, special, optimizer):

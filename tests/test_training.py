@@ -294,6 +294,7 @@ def test_regression_has_no_accuracy(backend, dtype):
     assert net.evaluate(x, np.zeros_like(x), sample_weight=weight) == {"loss": (3 * 5 + 25) / 8}
 
 
+@pytest.mark.large
 def test_learns_the_matrix_exponential(backend):
     x, y = pf.datasets.expm(2000, seed=5)
     net = pf.MLP([4, 32, 32, 4], "tanh", seed=6)
@@ -305,6 +306,7 @@ def test_learns_the_matrix_exponential(backend):
     assert history.loss[-1] < 0.1 * history.loss[0]
 
 
+@pytest.mark.large
 def test_learns_digits(backend):
     split = pf.datasets.load_digits()
     net = pf.MLP([64, 32, 10], "relu", "softmax", seed=0)

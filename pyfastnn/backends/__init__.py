@@ -21,7 +21,8 @@ from .plan import Backend, BackendUnavailableError
 
 # Name to module, in the order of preference. A module offers load() -> Backend, which raises
 # BackendUnavailableError with the reason where the backend cannot work.
-_MODULES = {name: f"pyfastnn.backends.{name}" for name in ("cpp", "numba", "numpy")}
+_NAMES = ("cpp", "numba", "numpy", "cuda")  # cuda, behind numpy, which always works: only when asked for
+_MODULES = {name: f"pyfastnn.backends.{name}" for name in _NAMES}
 
 _lock = threading.RLock()
 _loaded: dict[str, Backend | BackendUnavailableError] = {}

@@ -100,6 +100,14 @@ class Backend(ABC):
         """
         return False
 
+    def adopt(self, value: object) -> object:
+        """The value as a ``Remote`` where it is an array in this backend's own memory, else as it is."""
+        return value
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], like: Sequence[object]) -> Array:
+        """A new array for the result of a call with these arguments, where they live."""
+        return np.empty(shape, dtype)
+
     @abstractmethod
     def dense_forward(
         self, x: Array, w: Array, b: Array, activation: Activation, z: Array | None, a: Array
@@ -156,6 +164,48 @@ class Workspace:
             a if activation.slope_from == "output" else np.empty_like(a)
             for a, activation in zip(self.a, spec.activations, strict=True)
         ]
+
+
+class Training:
+    """A fit under way: a context in which a plan runs epochs on the same data.
+
+    A backend with a memory of its own keeps parameters, slots and data there meanwhile; ``pull`` and
+    ``push`` say when the caller's arrays count. Here they always do.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> None:
+        self._plan, self._params, self._data = plan, params, (x, y, weight)
+        self._settings = batch_size, optimizer, state
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Bring back what has not been, also when an exception ends the fit."""
+
+    def epoch(self, order: Array | None) -> float:
+        """One pass over the samples; see ``Plan.train_epoch``."""
+        return self._plan.train_epoch(self._params, *self._data, order, *self._settings)
+
+    def forward(self, x: Array, out: Array) -> None:
+        """The network as it is now, at x; see ``Plan.forward``."""
+        self._plan.forward(self._params, x, out)
+
+    def pull(self) -> None:
+        """Bring parameters and slots up to date in the arrays that were given."""
+
+    def push(self) -> None:
+        """Go on from those arrays: somebody may have changed them."""
 
 
 class Plan:
@@ -234,6 +284,19 @@ class Plan:
             self.backend.update(optimizer.rule, params, gradient, state.slots, numbers)
             state.step += 1
         return total / weights
+
+    def training(
+        self,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> Training:
+        """Several epochs on the same data, params and state changing on the way."""
+        return Training(self, params, x, y, weight, batch_size, optimizer, state)
 
     def _backpropagate(
         self,
