@@ -50,6 +50,7 @@ class Schedule {
 
   const Task<T> task;
   Parameters<T> parameters;
+  threads::Pace pace;
 
  protected:
   virtual void take(const Samples<T>&) = 0;
@@ -281,10 +282,19 @@ double total_weight(const Samples<T>& samples, index first, index rows) {
   return total;
 }
 
+// Multiply-adds of a step, in numbers of four bytes.
+template <class T>
+double step_work(const Network<T>& network, index batch) {
+  return 3.0 * double(batch) * double(network.compact_size) * sizeof(T) / 4;
+}
+
+// Below, a team may be slower than one thread: some 50 us.
+constexpr double doubtful_work = 5e6;
+
 // Threads that pay: a step shorter than some microseconds a thread is all waiting.
 template <class T>
 int team_size(const Network<T>& network, index batch, double steps) {
-  const double step = 3.0 * double(batch) * double(network.compact_size) * sizeof(T) / 4;
+  const double step = step_work(network, batch);
   return std::clamp(int(std::min(step / 1.5e5, 1e6)), 1, threads_for<T>(step * steps));
 }
 
@@ -295,26 +305,33 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int th
   const double outputs = network.mean_over_outputs ? double(network.layers.back().outputs) : 1.0;
   const index count = (samples.count + batch - 1) / batch;
   double total = 0, total_weights = 0;
+  const auto join = [&](int thread) { schedule.join(thread); };
+  const auto step = [&](index number, int thread, int active, auto barrier) {
+    const index first = number * batch, rows = std::min(batch, samples.count - first);
+    const double weight = total_weight(samples, first, rows);
+    // The scale is that of batch_scale in backends/plan.py.
+    const Batch<T> now{number,
+                       first,
+                       rows,
+                       weight != 0 ? 1 / (weight * outputs) : 0.0,
+                       steps ? steps->rule : nullptr,
+                       steps ? steps->numbers + number * steps->rule->numbers : nullptr};
+    schedule.before(now, thread, active);
+    barrier();
+    schedule.after(now, thread, active);
+    if (thread) return;
+    total += weight * schedule.loss(now);
+    total_weights += weight;
+  };
   schedule.start();
-  threads::run_steps(
-      threads, count, schedule.barrier_after(), [&](int thread) { schedule.join(thread); },
-      [&](index number, int thread, int active, auto barrier) {
-        const index first = number * batch, rows = std::min(batch, samples.count - first);
-        const double weight = total_weight(samples, first, rows);
-        // The scale is that of batch_scale in backends/plan.py.
-        const Batch<T> now{number,
-                           first,
-                           rows,
-                           weight != 0 ? 1 / (weight * outputs) : 0.0,
-                           steps ? steps->rule : nullptr,
-                           steps ? steps->numbers + number * steps->rule->numbers : nullptr};
-        schedule.before(now, thread, active);
-        barrier();
-        schedule.after(now, thread, active);
-        if (thread) return;
-        total += weight * schedule.loss(now);
-        total_weights += weight;
-      });
+  const bool doubtful = threads > 1 && step_work(network, batch) < doubtful_work;
+  for (index first = 0; first < count;) {
+    const threads::Pace::Turn turn = doubtful ? schedule.pace.next(count - first) : threads::Pace::Turn{true, count};
+    const auto start = threads::Clock::now();
+    threads::run_steps(turn.team ? threads : 1, first, first + turn.steps, schedule.barrier_after(), join, step);
+    schedule.pace.took(turn, std::chrono::duration<double>(threads::Clock::now() - start).count());
+    first += turn.steps;
+  }
   schedule.finish();
   return total / total_weights;
 }

@@ -132,7 +132,40 @@ class Neighbours {
   inline static std::atomic<Clock::rep> until{0}, pause{0};
 };
 
-// Steps 0, 1, ... by a team: step(number, thread, active, barrier) on each of its active threads, where
+// One thread or a team, for steps so short that the processor decides: what a team gains it may lose again
+// on the way from one core to another. Both are tried, and the faster one goes on until it is time to try again.
+class Pace {
+ public:
+  struct Turn {
+    bool team;
+    index steps;
+  };
+
+  // Who takes the next of `left` steps, and how many.
+  Turn next(index left) {
+    const index turn = turns_++ % again;
+    if (turn == 0) {
+      alone_ = team_ = unknown;
+      return {false, (left + 7) / 8};
+    }
+    // A team's first turn is slow: threads start, and fill their caches.
+    return {turn <= 3 || team_ < alone_, left};
+  }
+
+  void took(Turn turn, double seconds) {
+    double& best = turn.team ? team_ : alone_;
+    best = std::min(best, seconds / double(turn.steps));
+  }
+
+ private:
+  static constexpr index again = 256;
+  static constexpr double unknown = 1e9;
+
+  index turns_ = 0;
+  double alone_ = unknown, team_ = unknown;  // seconds a step
+};
+
+// Steps [number, steps) by a team: step(number, thread, active, barrier) on each of its active threads, where
 // barrier() waits for all of them once inside the step; they meet at its end too where `barrier_after`.
 // What steps compute must not depend on `active`. join(thread) is called on each thread but the first
 // when a team forms. Denormals are flushed meanwhile.
@@ -140,9 +173,8 @@ class Neighbours {
 // A neighbour that takes a processor would hold up the whole team at every barrier. So when thread 0
 // has waited much longer than it worked, the team dissolves and thread 0 goes on alone for a while.
 template <class Join, class Step>
-void run_steps(int most_threads, index steps, bool barrier_after, Join join, Step step) {
+void run_steps(int most_threads, index number, index steps, bool barrier_after, Join join, Step step) {
   constexpr auto tolerated = std::chrono::microseconds(300);
-  index number = 0;
 
   const auto alone = [&] {
     const FlushDenormals flush;
