@@ -24,6 +24,7 @@ from pyfastnn.bench import WORKLOADS, Workload, interleave, one_hot
 WIDTHS, BATCHES = (16, 32, 64, 128, 256), (1, 8, 32, 128, 1024)
 NEIGHBOURED = ("tiny", "control", "nielsen", "lecture", "tabular")
 ROUNDS = 9
+TWICE = ("float32", "float32")
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -66,9 +67,9 @@ def training(workload: Workload, least: float = 0.05, dtypes: Sequence[str] = ("
     return [partial(fit, epochs=epochs) for fit in fits]
 
 
-def threads_of_both(call: Callable[[], object]) -> float:
-    """Time with all threads over time with one."""
-    times = medians({"one": on_threads(1, call), "all": on_threads(0, call)})
+def all_over_one(alone: Callable[[], object], together: Callable[[], object]) -> float:
+    """Time with all threads over time with one; of two networks, since each adapts to its threads."""
+    times = medians({"one": on_threads(1, alone), "all": on_threads(0, together)})
     pf.set_num_threads(0)
     return times["all"] / times["one"]
 
@@ -81,10 +82,11 @@ def cliff() -> Iterator[tuple[str, str]]:
             shape = f"{width}-{width}-{width}, batch {batch:,}"
             sizes = (width, width, width)
             workload = Workload(shape, sizes, "relu", "identity", "mse", pf.Adam(), batch, 8 * batch)
-            ratios[f"training {shape}"] = threads_of_both(*training(workload, 0.01))
+            ratios[f"training {shape}"] = all_over_one(*training(workload, 0.01, TWICE))
             predict = partial(workload.network().predict, workload.data[0][:batch])
             calls = max(1, int(0.01 / seconds(predict)))
-            ratios[f"predicting {shape}"] = threads_of_both(partial(repeat, predict, calls))
+            several = partial(repeat, predict, calls)
+            ratios[f"predicting {shape}"] = all_over_one(several, several)
     for name in sorted(ratios, key=ratios.__getitem__)[-3:]:
         yield f"all threads over one, {name}", f"{ratios[name]:.2f}"
     slower = sum(ratio > 1.05 for ratio in ratios.values())
@@ -106,7 +108,7 @@ def neighbours() -> Iterator[tuple[str, str]]:
     """A process that keeps one processor busy; and the next call of NumPy."""
     with busy_neighbour():
         for name in NEIGHBOURED:
-            ratio = threads_of_both(*training(WORKLOADS[name], 0.3))
+            ratio = all_over_one(*training(WORKLOADS[name], 0.3, TWICE))
             yield f"all threads over one beside a busy process, {name}", f"{ratio:.2f}"
     (fit,), square = training(WORKLOADS["tabular"]), np.ones((512, 512), np.float32)
     alone, after = [], []
