@@ -45,7 +45,7 @@ class Settings:
 
 
 FULL = Settings(3, 3, 0.2, 0.05, 0.05, 1, "", 65_536, slow_ones=True, peers_on_one_thread=True)
-QUICK = Settings(2, 3, 0.1, 0.03, 0.03, 2, "float32", 1024, slow_ones=False, peers_on_one_thread=False)
+QUICK = Settings(2, 3, 0.05, 0.03, 0.03, 1, "float32", 1024, slow_ones=False, peers_on_one_thread=False)
 
 
 class Run:
@@ -184,7 +184,7 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
         (name, threads)
         for threads in counts
         for name in names
-        if settings.peers_on_one_thread or threads == counts[-1] or name in pf.backends()
+        if settings.peers_on_one_thread or threads == counts[-1] or name == pf.get_backend().name
     ]
     with tempfile.TemporaryDirectory() as folder, children(pairs) as processes:
         run = Run(settings, processes, Path(folder))

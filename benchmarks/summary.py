@@ -15,7 +15,7 @@ from limits import least_seconds
 from pyfastnn.bench import WORKLOADS
 
 # A ratio is noise unless the visits agree on it to DRIFT, and the rounds to WIDTH.
-DRIFT, WIDTH = 0.10, 0.075
+DRIFT, WIDTH = 0.08, 0.06
 
 
 @dataclass(frozen=True)
