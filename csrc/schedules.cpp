@@ -33,7 +33,7 @@ class Schedule {
   // A call begins, on the thread that made it.
   void begin(const Samples<T>& samples) {
     scratch_ = scratch_for<T>(task.threads);
-    take(samples);
+    for (auto& worker : workers_) worker->take(samples);
   }
 
   virtual void before(const Batch<T>&, int thread, int threads) = 0;
@@ -53,7 +53,9 @@ class Schedule {
   threads::Pace pace;
 
  protected:
-  virtual void take(const Samples<T>&) = 0;
+  // One for all threads, or one for each, as the schedule has it.
+  std::vector<std::unique_ptr<Worker<T>>> workers_;
+
   T* scratch(int thread) { return scratch_ + thread * scratch_size<T>; }
 
  private:
@@ -69,33 +71,35 @@ template <class T>
 class RowsThenWeights final : public Schedule<T> {
  public:
   explicit RowsThenWeights(const Task<T>& task)
-      : Schedule<T>(task), worker_(task.network, task.batch), losses_((task.batch + block_rows - 1) / block_rows) {}
-
-  void take(const Samples<T>& samples) override { worker_.take(samples); }
+      : Schedule<T>(task), losses_((task.batch + block_rows - 1) / block_rows) {
+    this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch));
+  }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
+    Worker<T>& worker = *this->workers_[0];
     const index blocks = (batch.rows + block_rows - 1) / block_rows;
     const index begin = blocks * thread / threads * block_rows;
     const index end = std::min(batch.rows, blocks * (thread + 1) / threads * block_rows);
     for (index at = begin; at < end; at += max_tile_rows) {
       const index rows = std::min(max_tile_rows, end - at);
-      worker_.gather(at, batch.first + at, rows);
-      worker_.forward(0, at, rows, this->parameters, this->scratch(thread));
+      worker.gather(at, batch.first + at, rows);
+      worker.forward(0, at, rows, this->parameters, this->scratch(thread));
       for (index block = at; block < at + rows; block += block_rows)
         losses_.data()[block / block_rows] =
-            worker_.output_delta(block, batch.first + block, std::min(block_rows, at + rows - block), batch.scale);
-      worker_.propagate(at, rows, this->parameters, this->scratch(thread));
+            worker.output_delta(block, batch.first + block, std::min(block_rows, at + rows - block), batch.scale);
+      worker.propagate(at, rows, this->parameters, this->scratch(thread));
     }
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
+    Worker<T>& worker = *this->workers_[0];
     Parameters<T>& p = this->parameters;
     for (size_t i = 0; i < this->task.network.layers.size(); i++) {
       const Layer<T>& layer = this->task.network.layers[i];
       const index low = layer.inputs * thread / threads, high = layer.inputs * (thread + 1) / threads;
-      worker_.update_weights(batch, i, low, high, p, this->scratch(thread));
+      worker.update_weights(batch, i, low, high, p, this->scratch(thread));
       if (int(i) % threads != thread) continue;
-      worker_.bias_gradient(i, batch.rows, false, p);
+      worker.bias_gradient(i, batch.rows, false, p);
       p.update(batch.rule, batch.numbers, layer.biases, layer.width);
     }
   }
@@ -108,7 +112,6 @@ class RowsThenWeights final : public Schedule<T> {
  private:
   static constexpr index block_rows = 16;  // rows whose losses are summed together, by one thread
 
-  Worker<T> worker_;
   Buffer<double> losses_;
 };
 
@@ -124,15 +127,11 @@ class Tiles96 final : public Schedule<T> {
   explicit Tiles96(const Task<T>& task) : Schedule<T>(task), losses_(tile_count(task.batch)) {
     for (index i = 0; i < gradient_count(task.batch); i++) gradients_.emplace_back(0, task.network.padded_size, 0);
     for (int i = 0; i < task.threads; i++)
-      workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, true));
-  }
-
-  void take(const Samples<T>& samples) override {
-    for (auto& worker : workers_) worker->take(samples);
+      this->workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, true));
   }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *workers_[size_t(thread)];
+    Worker<T>& worker = *this->workers_[size_t(thread)];
     worker.transpose(this->parameters);
     T* const scratch = this->scratch(thread);
     const index tiles = tile_count(batch.rows), slots = gradient_count(batch.rows);
@@ -176,7 +175,6 @@ class Tiles96 final : public Schedule<T> {
   static index gradient_count(index rows) { return std::min(tile_count(rows), most_gradients); }
 
   std::vector<Parameters<T>> gradients_;
-  std::vector<std::unique_ptr<Worker<T>>> workers_;
   Buffer<double> losses_;
 };
 
@@ -200,13 +198,9 @@ class InputsThenTail final : public Schedule<T> {
         sums_stride_(task.batch * task.network.layers[0].width),
         sums_{Buffer<T>(parts_ * sums_stride_), Buffer<T>(parts_ * sums_stride_)} {
     for (int i = 0; i < task.threads; i++) {
-      workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch));
+      this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch));
       tails_.emplace_back(task.network.layers[0].biases, task.network.padded_size, task.slots);
     }
-  }
-
-  void take(const Samples<T>& samples) override {
-    for (auto& worker : workers_) worker->take(samples);
   }
 
   void start() override { tails_[0].copy_from(this->parameters); }
@@ -214,7 +208,7 @@ class InputsThenTail final : public Schedule<T> {
   void join(int thread) override { tails_[size_t(thread)].copy_from(tails_[0]); }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *workers_[size_t(thread)];
+    Worker<T>& worker = *this->workers_[size_t(thread)];
     worker.gather(0, batch.first, batch.rows);
     for (index part = parts_ * thread / threads; part < parts_ * (thread + 1) / threads; part++)
       worker.first_sums(0, batch.rows, begin(part), begin(part + 1), this->parameters,
@@ -222,7 +216,7 @@ class InputsThenTail final : public Schedule<T> {
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *workers_[size_t(thread)];
+    Worker<T>& worker = *this->workers_[size_t(thread)];
     Parameters<T>& tail = tails_[size_t(thread)];
     T* const scratch = this->scratch(thread);
     worker.first_layer(0, batch.rows, parts_, sums(batch), sums_stride_, tail);
@@ -261,7 +255,6 @@ class InputsThenTail final : public Schedule<T> {
 
   const index parts_, sums_stride_;
   Buffer<T> sums_[2];
-  std::vector<std::unique_ptr<Worker<T>>> workers_;
   std::vector<Parameters<T>> tails_;
   double loss_ = 0;
 };

@@ -1,7 +1,7 @@
 """The formulas of activations, losses and optimizers, for compilers of Python.
 
 They are written once, with NumPy's ufuncs, for arrays. A compiler needs the same text with other
-words: its own scalar ``exp`` and ``where`` under the name ``np``, and helpers that are compiled too.
+words: functions of its own under the name ``np``, in a formula and in the helpers that it calls.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 Formula = Callable[..., Any]
 
 
-def respelled(formula: Formula, numpy: object, compiled: Callable[[Formula], Formula]) -> Formula:
-    """The formula with another module for ``np``, itself and its helpers passed through ``compiled``.
+def respelled(formula: Formula, numpy: object) -> Formula:
+    """The formula, and its helpers, with another module for ``np``.
 
     Parameters
     ----------
@@ -22,8 +22,6 @@ def respelled(formula: Formula, numpy: object, compiled: Callable[[Formula], For
         Of module level, or a lambda there: without a closure.
     numpy : object
         What the name ``np`` shall mean in it.
-    compiled : callable
-        Turns a Python function into one that compiled code can call.
     """
     assert isinstance(formula, FunctionType)
     assert not formula.__closure__
@@ -31,7 +29,7 @@ def respelled(formula: Formula, numpy: object, compiled: Callable[[Formula], For
     for name in formula.__code__.co_names:
         value = formula.__globals__.get(name)
         if isinstance(value, FunctionType):
-            scope[name] = respelled(value, numpy, compiled)
+            scope[name] = respelled(value, numpy)
         elif value is not None and name != "np":
             scope[name] = value
-    return compiled(FunctionType(formula.__code__, scope, formula.__name__))
+    return FunctionType(formula.__code__, scope, formula.__name__)

@@ -351,4 +351,4 @@ _SPELLING = SimpleNamespace(
 
 def spelled(formula: Formula) -> Formula:
     """The formula in vectors."""
-    return respelled(formula, _SPELLING, lambda function: function)
+    return respelled(formula, _SPELLING)
