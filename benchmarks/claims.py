@@ -68,10 +68,18 @@ def training(workload: Workload, least: float = 0.05, dtypes: Sequence[str] = ("
 
 
 def all_over_one(alone: Callable[[], object], together: Callable[[], object]) -> float:
-    """Time with all threads over time with one; of two networks, since each adapts to its threads."""
-    times = medians({"one": on_threads(1, alone), "all": on_threads(0, together)})
+    """Time with all threads over time with one; of two networks, since each adapts to its threads.
+
+    More than 5 % is measured again, three times as long: among fifty shapes, noise alone exceeds that in one.
+    """
+    calls = {"one": on_threads(1, alone), "all": on_threads(0, together)}
+    for rounds in (ROUNDS, 3 * ROUNDS):
+        times = medians(calls, rounds)
+        ratio = times["all"] / times["one"]
+        if ratio <= 1.05:
+            break
     pf.set_num_threads(0)
-    return times["all"] / times["one"]
+    return ratio
 
 
 def cliff() -> Iterator[tuple[str, str]]:

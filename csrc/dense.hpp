@@ -43,11 +43,14 @@ template <class T>
 double output_delta(const KernelTable<T>&, index rows, index outputs, const T* a, const Targets<T>&, double scale,
                     const Loss<T>&, const Activation<T>&, bool matched, T* d);
 
-// The threads that pay for that many multiply-adds in one parallel region: waking a passive thread
-// costs tens of microseconds, and below about 150 of serial work one thread is faster.
+// Bytes times multiply-adds that several threads pay for, of a kernel and of an epoch: from some 10 and 100 us of
+// serial work on, if threads come at once, and in any case from some 200 on.
+constexpr double kernel_cost = 3e6, epoch_cost = 4e7, waking_cost = 8e7;
+
 template <class T>
-int threads_for(double multiply_adds) {
-  return multiply_adds * sizeof(T) >= 4e7 ? threads::limit() : 1;
+int threads_for(double multiply_adds, double least = kernel_cost) {
+  const double cost = multiply_adds * sizeof(T);
+  return cost >= waking_cost || (cost >= least && threads::alert()) ? threads::limit() : 1;
 }
 
 // [0, rows) in tiles of nearly equal height that a gemm call can take and that feed every thread.

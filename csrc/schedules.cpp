@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "dense.hpp"
-#include "threads.hpp"
+#include "teams.hpp"
 #include "trainer.hpp"
 
 namespace pyfastnn {
@@ -288,7 +288,14 @@ constexpr double doubtful_work = 5e6;
 template <class T>
 int team_size(const Network<T>& network, index batch, double steps) {
   const double step = step_work(network, batch);
-  return std::clamp(int(std::min(step / 1.5e5, 1e6)), 1, threads_for<T>(step * steps));
+  return std::clamp(int(std::min(step / 1.5e5, 1e6)), 1, threads_for<T>(step * steps, epoch_cost));
+}
+
+// How long that much work may wait for other threads to wake up: an eighth of what it takes without them,
+// but not so long that they must be busy elsewhere.
+inline threads::Clock::duration patience(double work) {
+  const double seconds = std::min(work / 1e11 / 8, 1e-3);
+  return std::chrono::duration_cast<threads::Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
 // All batches of the samples in turn; returns their mean loss.
@@ -316,12 +323,14 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int th
     total += weight * schedule.loss(now);
     total_weights += weight;
   };
+  threads::Team team(schedule.barrier_after(), join, step);
   schedule.start();
   const bool doubtful = threads > 1 && step_work(network, batch) < doubtful_work;
   for (index first = 0; first < count;) {
     const threads::Pace::Turn turn = doubtful ? schedule.pace.next(count - first) : threads::Pace::Turn{true, count};
     const auto start = threads::Clock::now();
-    threads::run_steps(turn.team ? threads : 1, first, first + turn.steps, schedule.barrier_after(), join, step);
+    team.run(turn.team ? threads : 1, first, first + turn.steps,
+             patience(step_work(network, batch) * double(turn.steps)));
     schedule.pace.took(turn, std::chrono::duration<double>(threads::Clock::now() - start).count());
     first += turn.steps;
   }

@@ -2,9 +2,21 @@
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <cmath>
+#include <condition_variable>
+#include <cstdlib>
 #include <fstream>
+#include <mutex>
+#include <system_error>
+#include <thread>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
@@ -53,13 +65,126 @@ int quota() {
   return value;
 }
 
-#if defined(_OPENMP)
-int processors() { return omp_get_num_procs(); }
-int runtime_limit() { return omp_get_max_threads(); }
-#else
-int processors() { return 1; }
-int runtime_limit() { return 1; }
+// Those this process may run on.
+int processors() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
 #endif
+  return std::max(int(std::thread::hardware_concurrency()), 1);
+}
+
+// What OMP_NUM_THREADS says or, where there is an OpenMP runtime, threadpoolctl has told it since.
+int runtime_limit() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  const char* const text = std::getenv("OMP_NUM_THREADS");
+  const int threads = text ? std::atoi(text) : 0;
+  return threads > 0 ? threads : INT_MAX;
+#endif
+}
+
+// Work that waits for threads; it lies with its caller.
+struct Job {
+  void (*work)(void*, int);
+  void* context;
+  int threads;                  // at most, the caller's among them
+  int begun = 1;                // guarded by the pool
+  std::atomic<int> running{0};  // of the pool's threads
+  Job* next = nullptr;
+};
+
+// Threads that sleep between jobs. It is never destroyed: they may outlive every other object.
+class Pool {
+ public:
+  void run(Job& job) {
+    {
+      const std::lock_guard<std::mutex> guard(mutex_);
+      grow(job.threads - 1);
+      job.next = jobs_;
+      jobs_ = &job;
+      posted_++;
+    }
+    wake();
+    job.work(job.context, 0);
+    {
+      const std::lock_guard<std::mutex> guard(mutex_);
+      remove(job);
+    }
+    for (Wait wait; job.running.load(std::memory_order_acquire);) wait.once();
+  }
+
+  bool awake() const { return size_ > asleep_; }
+
+ private:
+  // Starting a thread may fail: there are fewer then.
+  void grow(int size) {
+    try {
+      for (; size_ < size; size_++) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+    }
+  }
+
+  void remove(Job& job) {
+    for (Job** at = &jobs_; *at; at = &(*at)->next) {
+      if (*at != &job) continue;
+      *at = job.next;
+      return;
+    }
+  }
+
+  // Takes some ten microseconds where a thread sleeps: everyone who has been woken wakes two.
+  void wake() {
+    if (asleep_.load(std::memory_order_relaxed)) wakened_.notify_one();
+  }
+
+  void serve() {
+    for (;;) {
+      Job* job;
+      int thread;
+      bool more;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (!(job = jobs_)) sleep(lock);
+        thread = job->begun++;
+        more = job->begun < job->threads;
+        if (!more) remove(*job);
+        job->running.fetch_add(1, std::memory_order_relaxed);
+      }
+      if (more) {
+        wake();
+        wake();
+      }
+      job->work(job->context, thread);
+      job->running.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  // Awake at first: the next job is often near, and waking takes some fifty microseconds.
+  void sleep(std::unique_lock<std::mutex>& lock) {
+    constexpr auto drowsy = std::chrono::microseconds(200);
+    const unsigned posted = posted_;
+    lock.unlock();
+    const auto start = Clock::now();
+    for (Wait wait; posted_ == posted && Clock::now() - start < drowsy;) wait.once();
+    lock.lock();
+    asleep_++;
+    wakened_.wait(lock, [&] { return posted_ != posted; });
+    asleep_--;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wakened_;
+  Job* jobs_ = nullptr;  // with room for more threads
+  std::atomic<int> size_{0}, asleep_{0};
+  std::atomic<unsigned> posted_{0};
+};
+
+Pool& pool() {
+  static Pool& only = *new Pool;
+  return only;
+}
 
 }  // namespace
 
@@ -76,13 +201,28 @@ void set_limit(int threads) { requested = threads; }
 
 void oversubscribe(bool on) { oversubscribed = on; }
 
+void Wait::yield() { std::this_thread::yield(); }
+
+bool alert() {
+  constexpr auto often = std::chrono::microseconds(500);
+  thread_local Clock::time_point last;
+  const auto before = last;
+  last = Clock::now();
+  return pool().awake() || last - before < often;
+}
+
+void share(int threads, void (*work)(void*, int), void* context) {
+  Job job{work, context, threads};
+  pool().run(job);
+}
+
 std::string explain() {
+  std::string text = "processors " + std::to_string(processors());
 #if defined(_OPENMP)
-  std::string text = "OpenMP " + std::to_string(_OPENMP);
+  text += ", OpenMP limit " + std::to_string(runtime_limit());
 #else
-  std::string text = "built without OpenMP";
+  text += ", built without OpenMP";
 #endif
-  text += ", processors " + std::to_string(processors()) + ", runtime limit " + std::to_string(runtime_limit());
   text += ", CPU quota " + (quota() ? std::to_string(quota()) : std::string("none"));
   text += ", requested " + (requested ? std::to_string(requested) : std::string("automatic"));
   if (in_forked_child) text += ", forked child: one thread";

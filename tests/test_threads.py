@@ -114,7 +114,7 @@ def together(count: int, work: Callable[[int], bool]) -> list[bool]:
     return answers
 
 
-# Rows and width: one that stays in the calling thread, one that is shared among OpenMP's.
+# Rows and width: one that stays in the calling thread, one that is shared among several.
 @pytest.mark.parametrize(("rows", "width", "repeats"), [(7, 12, 200), (400, 160, 5)])
 def test_concurrent_callers(backend, dtype, rows, width, repeats):
     # Small integers, whose sums are exact in any order.
@@ -156,7 +156,7 @@ def test_concurrent_training_of_copies(backend):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("name", [name for name, status in pf.backends().items() if status == "available"])
 def test_forked_child_computes(name):
-    """An OpenMP runtime that has run a parallel region hangs in a forked child's next one."""
+    """Of the threads of its parent a forked child has but one, and none of them wakes up for it."""
     code = """
     import os, signal, warnings
     import numpy as np
@@ -212,6 +212,42 @@ def test_teams_larger_than_the_machine_end_and_agree(layers, batch):
         for _ in range(3):
             assert (trained(threads) == alone).all()
         assert pf.get_num_threads() == threads
+    """
+    run_python(code, PYFASTNN_BACKEND="cpp")
+
+
+@pytest.mark.skipif(not COMPILED, reason="without the compiled core")
+def test_callers_that_share_too_few_threads_end_and_agree():
+    code = """
+    import threading
+    import numpy as np, pyfastnn as pf
+    from pyfastnn import _core
+    rng = np.random.default_rng(0)
+    x, d = rng.random((2, 700, 70), np.float32)
+    net = pf.MLP([70, 70, 70], "tanh", seed=0)
+    w, b = net.weights[0], net.biases[0]
+
+    def results():
+        trained = net.copy()
+        trained.fit(x, x, epochs=2, batch_size=350)
+        return [pf.dense_forward(x, w, b), *pf.dense_backward(x, w, d), net.predict(x), trained.params]
+
+    pf.set_num_threads(1)
+    expected = results()
+    _core.oversubscribe(True)
+    pf.set_num_threads(5)
+    agreed = []
+
+    def call():
+        for _ in range(20):
+            agreed.append(all(map(np.array_equal, results(), expected)))
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert agreed == [True] * 80
     """
     run_python(code, PYFASTNN_BACKEND="cpp")
 

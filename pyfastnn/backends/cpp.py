@@ -1,4 +1,4 @@
-"""The compiled backend: C++ kernels for the instruction set of this machine, OpenMP threads."""
+"""The compiled backend: C++ kernels for the instruction set of this machine, and threads."""
 
 from __future__ import annotations
 
@@ -20,10 +20,6 @@ _MOST_THREADS = 2**31 - 1  # what a C int holds
 
 def import_core() -> ModuleType:
     """The extension module, or a BackendUnavailableError that says why not."""
-    # An OpenMP runtime whose idle threads spin would slow down the caller's next NumPy call; it
-    # reads its waiting policy once, when it is loaded.
-    policy = os.environ.get("OMP_WAIT_POLICY")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from pyfastnn import _core
     except ImportError as error:
@@ -31,9 +27,6 @@ def import_core() -> ModuleType:
             f"backend 'cpp' has no compiled core ({error}). Installing with PYFASTNN_REQUIRE_EXT=1 and a C++ "
             "compiler builds it, or says why not"
         ) from error
-    finally:
-        if policy is None:
-            os.environ.pop("OMP_WAIT_POLICY", None)
     return _core
 
 

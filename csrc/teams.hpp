@@ -1,0 +1,213 @@
+// Threads that take the steps of an epoch together, and decide while they do whether that pays.
+#pragma once
+
+#include "threads.hpp"
+
+namespace pyfastnn::threads {
+
+// Where a team waits for its last member.
+class Barrier {
+ public:
+  void wait(int threads) {
+    if (threads == 1) return;
+    const unsigned phase = phase_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (Wait wait; phase_.load(std::memory_order_acquire) == phase;) wait.once();
+  }
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> phase_{0};
+};
+
+// Denormal numbers count as zero on this thread while this object lives: they cost a hundred times
+// the normal ones, and vanishing gradients are full of them.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | (1u << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  std::uint64_t saved_;
+#else
+  FlushDenormals() {}
+#endif
+};
+
+// Whether a neighbour has lately taken a processor that a team needed. When the next team meets that
+// again soon, it is twice as long until another one may form.
+class Neighbours {
+ public:
+  static bool crowd() { return now() < until; }
+
+  static void met() {
+    const Clock::rep least = Clock::duration(std::chrono::milliseconds(100)).count(), most = 16 * least;
+    pause = now() < until + pause ? std::min<Clock::rep>(2 * pause, most) : least;
+    until = now() + pause;
+  }
+
+ private:
+  static Clock::rep now() { return Clock::now().time_since_epoch().count(); }
+
+  inline static std::atomic<Clock::rep> until{0}, pause{0};
+};
+
+// One thread or a team, for steps so short that the processor decides: what a team gains it may lose again
+// on the way from one core to another. Both are tried, and the faster one goes on until it is time to try again.
+class Pace {
+ public:
+  struct Turn {
+    bool team;
+    index steps;
+  };
+
+  // Who takes the next of `left` steps, and how many.
+  Turn next(index left) {
+    const index turn = turns_++ % again;
+    if (turn == 0) {
+      alone_ = team_ = unknown;
+      return {false, (left + 7) / 8};
+    }
+    // A team's first turn is slow: threads start, and fill their caches.
+    return {turn <= 3 || team_ < alone_, left};
+  }
+
+  void took(Turn turn, double seconds) {
+    double& best = turn.team ? team_ : alone_;
+    best = std::min(best, seconds / double(turn.steps));
+  }
+
+ private:
+  static constexpr index again = 256;
+  static constexpr double unknown = 1e9;
+
+  index turns_ = 0;
+  double alone_ = unknown, team_ = unknown;  // seconds a step
+};
+
+// The steps of an epoch, by one thread or several.
+//
+// Thread 0 begins alone, and goes on with those who have woken up by the end of a step: a team grows by rounds, of
+// which all members meet at the end. A neighbour that takes a processor would hold up the whole team at every
+// barrier. So when thread 0 has waited much longer than it worked, the team dissolves and thread 0
+// goes on alone for a while.
+//
+// step(number, thread, active, barrier) runs on each of `active` threads, where barrier() waits for all of
+// them once inside the step; they meet at its end too where `barrier_after`. What steps compute must not depend on
+// `active`. join(thread) is called on a thread but the first when it begins a round. Denormals are flushed meanwhile.
+template <class Join, class Step>
+class Team {
+ public:
+  Team(bool barrier_after, Join join, Step step) : barrier_after_(barrier_after), join_(join), step_(step) {}
+
+  // Steps [first, last) by at most so many threads. At the start, others are waited for until `patience` is over.
+  void run(int most_threads, index first, index last, Clock::duration patience) {
+    most_threads_ = most_threads;
+    number_ = first;
+    while (number_ < last) {
+      if (most_threads_ == 1 || Neighbours::crowd())
+        alone(last);
+      else
+        together(last, patience);
+    }
+  }
+
+ private:
+  void alone(index last) {
+    const FlushDenormals flush;
+    do step_(number_, 0, 1, [] {});
+    while (++number_ < last && (most_threads_ == 1 || Neighbours::crowd()));
+  }
+
+  void together(index last, Clock::duration patience) {
+    arrived_ = 1;
+    active_ = 0;
+    share(most_threads_, [&](int thread) {
+      const FlushDenormals flush;
+      if (thread == 0)
+        lead(last, patience);
+      else
+        follow();
+    });
+  }
+
+  void lead(index last, Clock::duration patience) {
+    const auto start = Clock::now();
+    for (Wait wait; arrived_ < most_threads_ && Clock::now() - start < patience;) wait.once();
+    bool late = false;
+    while (number_ < last && !late) {
+      const int active = arrived_;
+      end_ = last;
+      active_ = active;
+      late = round(0, active);
+    }
+    active_ = over;
+    if (late) Neighbours::met();
+  }
+
+  void follow() {
+    const int thread = arrived_++;
+    for (int active = thread;;) {
+      // Every round has more members than the one before.
+      const int before = active;
+      for (Wait wait; (active = active_) <= before;) wait.once();
+      if (active == over) return;
+      join_(thread);
+      round(thread, active);
+    }
+  }
+
+  // Returns, to thread 0, whether it has waited for too long.
+  bool round(int thread, int active) {
+    constexpr auto tolerated = std::chrono::microseconds(300);
+    bool late = false;
+    auto left = Clock::now();  // the last barrier
+    const auto wait = [&] {
+      if (active == 1) return;
+      const auto arrived = Clock::now();
+      barrier_.wait(active);
+      const auto worked = arrived - left;
+      left = Clock::now();
+      late = late || (left - arrived > tolerated && left - arrived > worked / 2);
+    };
+    index number = number_;
+    while (number < end_) {
+      step_(number++, thread, active, [&] {
+        if (thread == 0 && (late || arrived_ > active)) end_ = number;
+        wait();
+      });
+      if (barrier_after_) wait();
+    }
+    barrier_.wait(active);
+    if (thread == 0) number_ = number;
+    return late;
+  }
+
+  static constexpr int over = 1 << 30;
+
+  const bool barrier_after_;
+  Join join_;
+  Step step_;
+  Barrier barrier_;
+  int most_threads_ = 1;
+  index number_ = 0;             // of the next step, between rounds
+  std::atomic<index> end_{0};    // of the round: set before a barrier or active_, read after it
+  std::atomic<int> arrived_{1};  // threads that are there, thread 0 among them
+  std::atomic<int> active_{0};   // those of the round, which were the first to arrive; or over
+};
+
+}  // namespace pyfastnn::threads
