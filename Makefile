@@ -30,7 +30,7 @@ lint: $(STAMP)-lint  ## check style, types and spelling
 	$(VENV)/bin/clang-format --dry-run --Werror $(FORMATTED)
 	$(VENV)/bin/codespell --skip build,dist
 
-bench:  ## time everything beside the peers (about 20 minutes); QUICK=1: under 5; NAME=... names the results
+bench:  ## time everything beside the peers (about 20 minutes); QUICK=1: under 5; AVX2=1: without AVX-512; NAME=... names the results
 	@$(MAKE) --no-print-directory VENV=.venv-bench measure
 
 claims: $(STAMP)-test  ## time what bench does not show: threads, neighbours, dtypes; NAME=... names the results
@@ -38,7 +38,7 @@ claims: $(STAMP)-test  ## time what bench does not show: threads, neighbours, dt
 
 # In an environment of its own: the peers are large.
 measure: $(STAMP)-bench
-	@$(VENV)/bin/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(NAME),--name $(NAME))
+	@$(VENV)/bin/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(AVX2),--avx2) $(if $(NAME),--name $(NAME))
 
 clean:  ## remove what was built, .venv included
 	rm -rf $(VENV) .venv-bench build dist .mypy_cache .pytest_cache .ruff_cache

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _HERE = Path(__file__).parent
 _LONGEST = 300  # seconds for an answer
 # What the libraries' thread pools ask: OpenMP, OpenBLAS, MKL, Accelerate, XLA (two names), numexpr's kin.
@@ -30,6 +32,23 @@ _VARIABLES = (
     "PJRT_NPROC",
     "NPROC",
 )
+
+
+def only_avx2() -> dict[str, str]:
+    """What keeps the libraries that can be told so from AVX-512: as on a machine without it.
+
+    These are our compiled core, NumPy, OpenBLAS (NumPy, SciPy), PyTorch with its MKL and oneDNN, and XLA.
+    """
+    found = np.show_config("dicts")["SIMD Extensions"].get("found", [])
+    return {
+        "PYFASTNN_ISA": "avx2",
+        "NPY_DISABLE_CPU_FEATURES": " ".join(name for name in found if name.startswith(("AVX512", "X86_V4"))),
+        "OPENBLAS_CORETYPE": "Haswell",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+    }
 
 
 class ContenderError(RuntimeError):

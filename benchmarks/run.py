@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import limits
 import machine
 import numpy as np
 import report
-from arena import Child, ContenderError, children
+from arena import Child, ContenderError, children, only_avx2
 from cases import BATCHES, INFERENCE
 from peers import entries
 
@@ -228,8 +229,11 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under 5 minutes, fewer cases")
+    parser.add_argument("--avx2", action="store_true", help="as on a machine without AVX-512")
     parser.add_argument("--name", help="folder of benchmarks/results to write; default: full or quick")
     arguments = parser.parse_args()
+    limited = only_avx2() if arguments.avx2 else {}
+    os.environ.update(limited)
     status = pf.backends()["cpp"]
     if status != "available":
         sys.exit(f"benchmarks: nothing to compare, since {status}")
@@ -237,6 +241,8 @@ def main() -> None:
     folder = HERE / "results" / (arguments.name or ("quick" if arguments.quick else "full"))
     begin = time.perf_counter()
     results = measure(settings, sorted({1, pf.get_num_threads()}))
+    if limited:
+        results["facts"]["limited by"] = ", ".join(f"{name}={value}" for name, value in limited.items())
     results["facts"]["duration"] = f"{(time.perf_counter() - begin) / 60:.1f} minutes"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
