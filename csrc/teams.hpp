@@ -52,18 +52,29 @@ class FlushDenormals {
 // again soon, it is twice as long until another one may form.
 class Neighbours {
  public:
-  static bool crowd() { return now() < until; }
+  static bool crowd() { return Clock::now().time_since_epoch().count() < until; }
 
-  static void met() {
-    const Clock::rep least = Clock::duration(std::chrono::milliseconds(100)).count(), most = 16 * least;
-    pause = now() < until + pause ? std::min<Clock::rep>(2 * pause, most) : least;
-    until = now() + pause;
+  // How long a team has worked and then waited for its last member; returns whether it shall dissolve. Good work
+  // earns credit, an eighth of its time, which a member that is late now and then uses up.
+  static bool met(Clock::duration worked, Clock::duration waited) {
+    const Clock::rep usual = std::max(ticks(100), worked.count() / 2);
+    const Clock::rep late = std::max<Clock::rep>(waited.count() - usual, 0);
+    credit = std::min(credit + worked.count() / 8 - late, ticks(5'000));
+    if (credit >= 0) return false;
+    credit = ticks(200);
+    const Clock::rep now = Clock::now().time_since_epoch().count();
+    pause = now < until + pause ? std::min<Clock::rep>(2 * pause, ticks(1'600'000)) : ticks(100'000);
+    until = now + pause;
+    return true;
   }
 
  private:
-  static Clock::rep now() { return Clock::now().time_since_epoch().count(); }
+  static constexpr Clock::rep ticks(int microseconds) {
+    return Clock::duration(std::chrono::microseconds(microseconds)).count();
+  }
 
-  inline static std::atomic<Clock::rep> until{0}, pause{0};
+  // Of all teams, and roughly: two that change one of them at once may lose a change.
+  inline static std::atomic<Clock::rep> credit{0}, until{0}, pause{0};
 };
 
 // One thread or a team, for steps so short that the processor decides: what a team gains it may lose again
@@ -156,7 +167,6 @@ class Team {
       late = round(0, active);
     }
     active_ = over;
-    if (late) Neighbours::met();
   }
 
   void follow() {
@@ -173,7 +183,6 @@ class Team {
 
   // Returns, to thread 0, whether it has waited for too long.
   bool round(int thread, int active) {
-    constexpr auto tolerated = std::chrono::microseconds(300);
     bool late = false;
     auto left = Clock::now();  // the last barrier
     const auto wait = [&] {
@@ -182,7 +191,7 @@ class Team {
       barrier_.wait(active);
       const auto worked = arrived - left;
       left = Clock::now();
-      late = late || (left - arrived > tolerated && left - arrived > worked / 2);
+      if (thread == 0) late = late || Neighbours::met(worked, left - arrived);
     };
     index number = number_;
     while (number < end_) {
