@@ -15,6 +15,7 @@ from conftest import COMPILED
 from processes import run_python
 
 import pyfastnn as pf
+from pyfastnn.backends.cpp import import_core
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,21 @@ def test_openmp_variable_is_a_limit():
     code = "import pyfastnn as pf; print(pf.get_num_threads())"
     settings = {"PYFASTNN_BACKEND": pf.get_backend().name, "OMP_NUM_THREADS": "1"}
     assert run_python(code, **settings).split() == ["1"]
+
+
+@pytest.mark.skipif(
+    not COMPILED or "without OpenMP" in import_core().explain_threads(),
+    reason="threadpoolctl reaches us through the OpenMP runtime that the compiled core was built with",
+)
+def test_threadpoolctl_is_a_limit():
+    code = """
+    import pyfastnn as pf, threadpoolctl
+    automatic = pf.get_num_threads()
+    with threadpoolctl.threadpool_limits(1):
+        print(pf.get_num_threads())
+    assert pf.get_num_threads() == automatic
+    """
+    assert run_python(code, PYFASTNN_BACKEND="cpp").split() == ["1"]
 
 
 def forward(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
