@@ -113,7 +113,7 @@ class Kernels {
                                weight ? input<T>(*weight) : nullptr};
       const index rows = a.shape(0), outputs = a.shape(1);
       T* d_data = output<T>(d);
-      return without_lock(8 * double(rows) * double(outputs), [&] {
+      return without_lock(32 * double(rows) * double(outputs), [&] {
         return pyfastnn::output_delta(table<T>(), rows, outputs, input<T>(a), targets, scale, table<T>().losses[loss],
                                       table<T>().activations[activation], matched, d_data);
       });

@@ -10,6 +10,8 @@
 namespace pyfastnn {
 namespace {
 
+using threads::share_begin;
+
 // What a schedule is laid out for.
 template <class T>
 struct Task {
@@ -78,8 +80,8 @@ class RowsThenWeights final : public Schedule<T> {
   void before(const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = *this->workers_[0];
     const index blocks = (batch.rows + block_rows - 1) / block_rows;
-    const index begin = blocks * thread / threads * block_rows;
-    const index end = std::min(batch.rows, blocks * (thread + 1) / threads * block_rows);
+    const index begin = share_begin(blocks, thread, threads) * block_rows;
+    const index end = std::min(batch.rows, share_begin(blocks, thread + 1, threads) * block_rows);
     for (index at = begin; at < end; at += max_tile_rows) {
       const index rows = std::min(max_tile_rows, end - at);
       worker.gather(at, batch.first + at, rows);
@@ -96,7 +98,8 @@ class RowsThenWeights final : public Schedule<T> {
     Parameters<T>& p = this->parameters;
     for (size_t i = 0; i < this->task.network.layers.size(); i++) {
       const Layer<T>& layer = this->task.network.layers[i];
-      const index low = layer.inputs * thread / threads, high = layer.inputs * (thread + 1) / threads;
+      const index low = share_begin(layer.inputs, thread, threads),
+                  high = share_begin(layer.inputs, thread + 1, threads);
       worker.update_weights(batch, i, low, high, p, this->scratch(thread));
       if (int(i) % threads != thread) continue;
       worker.bias_gradient(i, batch.rows, false, p);
@@ -135,7 +138,7 @@ class Tiles96 final : public Schedule<T> {
     worker.transpose(this->parameters);
     T* const scratch = this->scratch(thread);
     const index tiles = tile_count(batch.rows), slots = gradient_count(batch.rows);
-    for (index slot = slots * thread / threads; slot < slots * (thread + 1) / threads; slot++) {
+    for (index slot = share_begin(slots, thread, threads); slot < share_begin(slots, thread + 1, threads); slot++) {
       for (index tile = tiles * slot / slots; tile < tiles * (slot + 1) / slots; tile++) {
         const index at = tile * tile_rows, rows = std::min(tile_rows, batch.rows - at);
         const bool add = tile > tiles * slot / slots;
@@ -155,7 +158,8 @@ class Tiles96 final : public Schedule<T> {
   void after(const Batch<T>& batch, int thread, int threads) override {
     constexpr index line = 64 / sizeof(T);
     const index lines = this->task.network.padded_size / line, slots = gradient_count(batch.rows);
-    const index low = lines * thread / threads * line, count = lines * (thread + 1) / threads * line - low;
+    const index low = share_begin(lines, thread, threads) * line;
+    const index count = share_begin(lines, thread + 1, threads) * line - low;
     for (index half = 1; half < slots; half *= 2) {
       for (index slot = 0; slot + half < slots; slot += 2 * half)
         this->task.network.kernels->add_rows(1, count, 0, gradients_[size_t(slot + half)].derivative(low),
@@ -210,7 +214,7 @@ class InputsThenTail final : public Schedule<T> {
   void before(const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = *this->workers_[size_t(thread)];
     worker.gather(0, batch.first, batch.rows);
-    for (index part = parts_ * thread / threads; part < parts_ * (thread + 1) / threads; part++)
+    for (index part = share_begin(parts_, thread, threads); part < share_begin(parts_, thread + 1, threads); part++)
       worker.first_sums(0, batch.rows, begin(part), begin(part + 1), this->parameters,
                         sums(batch) + part * sums_stride_, this->scratch(thread));
   }
@@ -230,7 +234,8 @@ class InputsThenTail final : public Schedule<T> {
       worker.bias_gradient(i, batch.rows, false, tail);
     }
     tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
-    const index low = begin(parts_ * thread / threads), high = begin(parts_ * (thread + 1) / threads);
+    const index low = begin(share_begin(parts_, thread, threads)),
+                high = begin(share_begin(parts_, thread + 1, threads));
     worker.update_weights(batch, 0, low, high, this->parameters, scratch);
   }
 
@@ -293,7 +298,7 @@ int team_size(const Network<T>& network, index batch, double steps) {
 
 // How long that much work may wait for other threads to wake up: an eighth of what it takes without them,
 // but not so long that they must be busy elsewhere.
-inline threads::Clock::duration patience(double work) {
+threads::Clock::duration patience(double work) {
   const double seconds = std::min(work / 1e11 / 8, 1e-3);
   return std::chrono::duration_cast<threads::Clock::duration>(std::chrono::duration<double>(seconds));
 }
@@ -331,7 +336,7 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int th
     const auto start = threads::Clock::now();
     team.run(turn.team ? threads : 1, first, first + turn.steps,
              patience(step_work(network, batch) * double(turn.steps)));
-    schedule.pace.took(turn, std::chrono::duration<double>(threads::Clock::now() - start).count());
+    if (doubtful) schedule.pace.took(turn, std::chrono::duration<double>(threads::Clock::now() - start).count());
     first += turn.steps;
   }
   schedule.finish();

@@ -5,6 +5,10 @@
 
 namespace pyfastnn::threads {
 
+// Where the share of a thread begins, of `count` units; thread 0, which others must not keep waiting, has
+// the largest. It ends where the next one begins.
+inline index share_begin(index count, int thread, int threads) { return (count * thread + threads - 1) / threads; }
+
 // Where a team waits for its last member.
 class Barrier {
  public:
@@ -78,7 +82,8 @@ class Neighbours {
 };
 
 // One thread or a team, for steps so short that the processor decides: what a team gains it may lose again
-// on the way from one core to another. Both are tried, and the faster one goes on until it is time to try again.
+// on the way from one core to another. Both are tried for some turns, of which the first does not count: it fills
+// caches. The one with the lesser median goes on until it is time to try again.
 class Pace {
  public:
   struct Turn {
@@ -88,26 +93,28 @@ class Pace {
 
   // Who takes the next of `left` steps, and how many.
   Turn next(index left) {
-    const index turn = turns_++ % again;
-    if (turn == 0) {
-      alone_ = team_ = unknown;
-      return {false, (left + 7) / 8};
-    }
-    // A team's first turn is slow: threads start, and fill their caches.
-    return {turn <= 3 || team_ < alone_, left};
+    turn_ = (turn_ + 1) % again;
+    if (turn_ >= 2 * trials) return {team_pays_, left};
+    return {turn_ >= trials, std::min(left, std::max<index>(left / 8, 8))};
   }
 
   void took(Turn turn, double seconds) {
-    double& best = turn.team ? team_ : alone_;
-    best = std::min(best, seconds / double(turn.steps));
+    if (turn_ >= 2 * trials) return;
+    times_[turn_ / trials][turn_ % trials] = seconds / double(turn.steps);
+    if (turn_ == 2 * trials - 1) team_pays_ = median(times_[1]) < 0.97 * median(times_[0]);
   }
 
  private:
-  static constexpr index again = 256;
-  static constexpr double unknown = 1e9;
+  static constexpr int trials = 4, again = 32;
 
-  index turns_ = 0;
-  double alone_ = unknown, team_ = unknown;  // seconds a step
+  static double median(double (&times)[trials]) {
+    std::sort(times + 1, times + trials);
+    return times[trials / 2];
+  }
+
+  int turn_ = -1;
+  double times_[2][trials];  // a step of one thread, and of a team
+  bool team_pays_ = false;
 };
 
 // The steps of an epoch, by one thread or several.
@@ -184,6 +191,7 @@ class Team {
   // Returns, to thread 0, whether it has waited for too long.
   bool round(int thread, int active) {
     bool late = false;
+    index number = number_;
     auto left = Clock::now();  // the last barrier
     const auto wait = [&] {
       if (active == 1) return;
@@ -191,9 +199,9 @@ class Team {
       barrier_.wait(active);
       const auto worked = arrived - left;
       left = Clock::now();
-      if (thread == 0) late = late || Neighbours::met(worked, left - arrived);
+      // A round's first step is slow: threads join, and fill their caches.
+      if (thread == 0 && number > number_ + 1) late = late || Neighbours::met(worked, left - arrived);
     };
-    index number = number_;
     while (number < end_) {
       step_(number++, thread, active, [&] {
         if (thread == 0 && (late || arrived_ > active)) end_ = number;

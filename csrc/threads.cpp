@@ -6,9 +6,9 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <fstream>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #if defined(_OPENMP)
@@ -85,28 +85,37 @@ int runtime_limit() {
 #endif
 }
 
+// How long a thread that has worked stays awake: the next job is often near, and waking takes some fifty
+// microseconds.
+constexpr auto drowsy = std::chrono::microseconds(200);
+
 // Work that waits for threads; it lies with its caller.
 struct Job {
   void (*work)(void*, int);
   void* context;
-  int threads;                  // at most, the caller's among them
-  int begun = 1;                // guarded by the pool
-  std::atomic<int> running{0};  // of the pool's threads
+  int threads;  // at most, the caller's among them
+  // Guarded by the pool's mutex.
+  int begun = 1;
   Job* next = nullptr;
+  // Of the pool's threads; once it is zero again, the job may be gone.
+  std::atomic<int> running{0};
 };
 
 // Threads that sleep between jobs. It is never destroyed: they may outlive every other object.
 class Pool {
  public:
   void run(Job& job) {
+    bool few;
     {
       const std::lock_guard<std::mutex> guard(mutex_);
       grow(job.threads - 1);
       job.next = jobs_;
       jobs_ = &job;
       posted_++;
+      wanted_ = job.threads - 1;
+      few = awake_ < wanted_;
     }
-    wake();
+    if (few) wake();
     job.work(job.context, 0);
     {
       const std::lock_guard<std::mutex> guard(mutex_);
@@ -115,14 +124,14 @@ class Pool {
     for (Wait wait; job.running.load(std::memory_order_acquire);) wait.once();
   }
 
-  bool awake() const { return size_ > asleep_; }
+  bool awake() const { return awake_ > 0; }
 
  private:
   // Starting a thread may fail: there are fewer then.
   void grow(int size) {
     try {
       for (; size_ < size; size_++) std::thread([this] { serve(); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
     }
   }
 
@@ -134,57 +143,55 @@ class Pool {
     }
   }
 
-  // Takes some ten microseconds where a thread sleeps: everyone who has been woken wakes two.
+  // Takes some ten microseconds where a thread sleeps; so whoever has been woken wakes two more.
   void wake() {
-    if (asleep_.load(std::memory_order_relaxed)) wakened_.notify_one();
+    if (asleep_ > 0) wakened_.notify_one();
   }
 
   void serve() {
+    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      Job* job;
-      int thread;
-      bool more;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        while (!(job = jobs_)) sleep(lock);
-        thread = job->begun++;
-        more = job->begun < job->threads;
-        if (!more) remove(*job);
-        job->running.fetch_add(1, std::memory_order_relaxed);
-      }
-      if (more) {
-        wake();
-        wake();
-      }
-      job->work(job->context, thread);
-      job->running.fetch_sub(1, std::memory_order_release);
+      while (!jobs_) rest(lock);
+      Job& job = *jobs_;
+      const int thread = job.begun++;
+      const bool few = awake_ < job.threads - job.begun;
+      if (job.begun == job.threads) remove(job);
+      job.running.fetch_add(1, std::memory_order_relaxed);
+      lock.unlock();
+      for (int i = 0; few && i < 2; i++) wake();
+      job.work(job.context, thread);
+      lock.lock();
+      remove(job);  // nothing is left for others
+      job.running.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  // Awake at first: the next job is often near, and waking takes some fifty microseconds.
-  void sleep(std::unique_lock<std::mutex>& lock) {
-    constexpr auto drowsy = std::chrono::microseconds(200);
-    const unsigned posted = posted_;
-    lock.unlock();
-    const auto start = Clock::now();
-    for (Wait wait; posted_ == posted && Clock::now() - start < drowsy;) wait.once();
-    lock.lock();
+  // Until there is a job: awake at first, if not more are than the last job wanted, then asleep.
+  void rest(std::unique_lock<std::mutex>& lock) {
+    const auto until = Clock::now() + drowsy;
+    awake_++;
+    while (!jobs_ && awake_ <= wanted_ && Clock::now() < until) {
+      const unsigned posted = posted_;
+      lock.unlock();
+      for (Wait wait(100); posted_ == posted && Clock::now() < until;) wait.once();
+      lock.lock();
+    }
+    awake_--;
     asleep_++;
-    wakened_.wait(lock, [&] { return posted_ != posted; });
+    wakened_.wait(lock, [&] { return jobs_; });
     asleep_--;
   }
 
   std::mutex mutex_;
   std::condition_variable wakened_;
   Job* jobs_ = nullptr;  // with room for more threads
-  std::atomic<int> size_{0}, asleep_{0};
-  std::atomic<unsigned> posted_{0};
+  int size_ = 0, wanted_ = 0;
+  // Changed with the mutex held, read without.
+  std::atomic<int> awake_{0}, asleep_{0};  // threads without work
+  std::atomic<unsigned> posted_{0};        // jobs, so far
 };
 
-Pool& pool() {
-  static Pool& only = *new Pool;
-  return only;
-}
+Pool& pool = *new Pool;
 
 }  // namespace
 
@@ -201,27 +208,37 @@ void set_limit(int threads) { requested = threads; }
 
 void oversubscribe(bool on) { oversubscribed = on; }
 
-void Wait::yield() { std::this_thread::yield(); }
+void Wait::give_way() {
+  constexpr int most_yields = 20'000;
+  if (yields_ < most_yields) {
+    yields_++;
+    std::this_thread::yield();
+  } else {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
 
 bool alert() {
-  constexpr auto often = std::chrono::microseconds(500);
   thread_local Clock::time_point last;
   const auto before = last;
   last = Clock::now();
-  return pool().awake() || last - before < often;
+  // A call may take as long as a thread stays awake after it.
+  return pool.awake() || last - before < 2 * drowsy;
 }
 
 void share(int threads, void (*work)(void*, int), void* context) {
+  // A forked child may have inherited a locked pool.
+  if (threads == 1 || in_forked_child) return work(context, 0);
   Job job{work, context, threads};
-  pool().run(job);
+  pool.run(job);
 }
 
 std::string explain() {
   std::string text = "processors " + std::to_string(processors());
-#if defined(_OPENMP)
-  text += ", OpenMP limit " + std::to_string(runtime_limit());
-#else
-  text += ", built without OpenMP";
+  const int most = runtime_limit();
+  text += ", OpenMP limit " + (most < INT_MAX ? std::to_string(most) : std::string("none"));
+#if !defined(_OPENMP)
+  text += " (built without OpenMP)";
 #endif
   text += ", CPU quota " + (quota() ? std::to_string(quota()) : std::string("none"));
   text += ", requested " + (requested ? std::to_string(requested) : std::string("automatic"));

@@ -29,20 +29,22 @@ bool alert();
 using Clock = std::chrono::steady_clock;
 
 // Waiting for another thread: on the processor at first, then giving way, since a thread that is
-// not on a processor may need this one.
+// not on a processor may need this one, and after some milliseconds nearly asleep.
 class Wait {
  public:
+  explicit Wait(int spins = 4000) : spins_(spins) {}
+
   void once() {
-    if (spins_ < 4000) {
-      spins_++;
+    if (spins_ > 0) {
+      spins_--;
       relax();
     } else {
-      yield();
+      give_way();
     }
   }
 
  private:
-  static void yield();
+  void give_way();
   static void relax() {
 #if defined(__x86_64__)
     _mm_pause();
@@ -51,12 +53,12 @@ class Wait {
 #endif
   }
 
-  int spins_ = 0;
+  int spins_, yields_ = 0;
 };
 
 // work(context, 0) on this thread and, on as many of the pool's as wake up in time, work(context, 1) to
-// work(context, threads - 1). Returns when all that have begun have ended: nobody begins once the first has ended,
-// and so nobody is waited for who has not come. Work must not throw.
+// work(context, threads - 1). Returns when all that have begun have ended: nobody begins once one of them has ended,
+// and so nobody is waited for who has not come. Work must not throw. The last caller is served first.
 void share(int threads, void (*work)(void* context, int thread), void* context);
 
 template <class F>
