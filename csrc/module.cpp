@@ -12,6 +12,7 @@
 #include "dense.hpp"
 #include "dispatch.hpp"
 #include "fast.hpp"
+#include "order.hpp"
 #include "plan.hpp"
 
 namespace py = pybind11;
@@ -273,6 +274,16 @@ class Plan {
   mutable Spare<double> spare_f64_;
 };
 
+// The caller holds the lock of the bit generator.
+py::array_t<std::int64_t> permutation_of(const py::capsule& generator, index count) {
+  const auto* const bits = static_cast<const BitGenerator*>(PyCapsule_GetPointer(generator.ptr(), "BitGenerator"));
+  if (!bits) throw py::error_already_set();
+  py::array_t<std::int64_t> order(count);
+  std::int64_t* const to = order.mutable_data();
+  without_lock(64 * double(count), [&] { pyfastnn::permutation(*bits, count, to); });
+  return order;
+}
+
 std::vector<std::string> instruction_set_names() {
   std::vector<std::string> list;
   for (const InstructionSet& set : instruction_sets()) list.push_back(set.name);
@@ -287,6 +298,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("compiler") = PYFASTNN_COMPILER;
   pyfastnn::add_fast_functions(m.ptr());
   m.def("instruction_sets", pyfastnn::instruction_set_names, "Those of this machine, the best last.");
+  m.def("permutation", pyfastnn::permutation_of, "Generator.permutation(n) from the capsule of its bit generator.");
   m.def("set_thread_limit", pyfastnn::threads::set_limit, "0: automatic.");
   m.def("oversubscribe", pyfastnn::threads::oversubscribe, "For tests: more threads than there are processors.");
   m.def("thread_limit", pyfastnn::threads::limit);
