@@ -48,7 +48,8 @@ class CppBackend(Backend):
     Parameters
     ----------
     isa : str, optional
-        Default: the environment variable PYFASTNN_ISA, else the best of this machine.
+        Default: the environment variable PYFASTNN_ISA, else the best of this machine; for a network
+        that would leave its vectors half empty, a narrower one that gives the same bits.
 
     Raises
     ------
@@ -62,13 +63,15 @@ class CppBackend(Backend):
 
     def __init__(self, isa: str | None = None) -> None:
         self._core = import_core()
-        wanted = isa or os.environ.get("PYFASTNN_ISA") or self._core.instruction_sets()[-1]
+        named = isa or os.environ.get("PYFASTNN_ISA")
+        wanted = named or self._core.instruction_sets()[-1]
         try:
             self._kernels = self._core.Kernels(wanted)
         except ValueError as error:
             source = "isa" if isa else "PYFASTNN_ISA"
             raise ValueError(f"{source}: {error}") from None
         self.isa = wanted
+        self._any_width = not named  # narrow networks may take a narrower one, which gives the same bits
         # No Python frame in between: it is there to save time.
         self.fits = self._core.fits  # type: ignore[method-assign]
         self._activation_ids = {name: i for i, name in enumerate(self._kernels.activations())}
@@ -157,6 +160,7 @@ class CppPlan(Plan):
             backend._loss_ids[spec.loss.name],
             spec.loss.matched == spec.activations[-1].name,
             spec.loss.mean_over_outputs,
+            backend._any_width,
         )
         self.quick_forward = partial(  # type: ignore[method-assign]
             backend._core.quick_predict, self._compiled.capsule()
@@ -190,7 +194,6 @@ class CppPlan(Plan):
             weight,
             order,
             batch_size,
-            self._cpp._kernels,
             self._cpp._rule_ids[optimizer.rule],
             state.slots,
             optimizer.numbers(state.step + 1, steps),
