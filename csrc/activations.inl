@@ -2,18 +2,6 @@
 // activations whose slope is no function of the output. Masks select; they never multiply.
 // Formulas and sources: pyfastnn/activations.py.
 
-struct Identity {
-  static constexpr const char* name = "identity";
-  template <class T>
-  INLINE Vec<T> value(Vec<T> z) {
-    return z;
-  }
-  template <class T>
-  INLINE Vec<T> delta(Vec<T> d, Vec<T>) {
-    return d;
-  }
-};
-
 struct Sigmoid {
   static constexpr const char* name = "sigmoid";
   template <class T>
@@ -141,6 +129,16 @@ constexpr Activation<T> elementwise() {
           }};
 }
 
+// Nothing to do in place.
+template <class T>
+void identity_value(index rows, index, index stride, const T* z, T* a) {
+  if (a != z) map<T>(rows * stride, a, [](Vec<T> x) { return x; }, z);
+}
+template <class T>
+void identity_delta(index rows, index columns, index stride, const T* d, const T*, T* out) {
+  identity_value<T>(rows, columns, stride, d, out);
+}
+
 // What vectors may write of a row: past its end only where there is room, since the next row may still
 // have to be read.
 template <class T>
@@ -203,7 +201,7 @@ void softmax_delta(index rows, index columns, index stride, const T* d, const T*
 
 template <class T>
 constexpr Activation<T> activations[] = {
-    elementwise<T, Identity>(),
+    {"identity", identity_value<T>, identity_delta<T>},
     elementwise<T, Sigmoid>(),
     elementwise<T, Tanh>(),
     elementwise<T, Relu>(),

@@ -86,7 +86,8 @@ struct LossRows {
   const T* weight;  // null: 1 throughout
   double scale;
   bool matched;
-  T* d;  // null: not wanted
+  T* d;                // null: not wanted
+  index y_beyond = 0;  // elements that may be read past the last row of y
 };
 
 template <class T>

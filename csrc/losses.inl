@@ -77,48 +77,90 @@ struct Poisson {
 // Rows whose losses are summed lane by lane; their sum goes on in double precision.
 constexpr index rows_summed = 32;
 
-template <class T, class L>
-double loss_rows(const LossRows<T>& g) {
-  double total = 0;
-  Wide<T> sum = broadcast_wide<T>(0);
+// `rows` of them from row r, and `columns` from column j.
+template <class T>
+INLINE LossRows<T> part_of(LossRows<T> g, index r, index rows, index j, index columns) {
+  g.rows = rows;
+  g.columns = columns;
+  g.a += r * g.stride + j;
+  g.y += r * g.y_stride + j;
+  if (g.weight) g.weight += r;
+  if (g.d) g.d += r * g.stride + j;
+  return g;
+}
+
+// Adds the losses of rows of up to one Wide, all of whose vectors may be accessed whole. By value, since what
+// vectors are stored to could be anything else.
+template <class T, class L, int Vectors = 1>
+INLINE void add_losses(LossRows<T> g, Wide<T>& sum) {
+  if constexpr (Vectors < Wide<T>::vectors) {
+    if (g.columns > Vectors * lanes<T>) return add_losses<T, L, Vectors + 1>(g, sum);
+  }
   T weight = 1, factor = T(g.scale);
-  // On the first count <= Wide::count elements from column j; `reach` may be accessed.
-  const auto add = [&](index r, index j, index count, index reach, index y_reach) {
-    const Wide<T> x = load_wide<T>(g.a + r * g.stride + j, count, reach);
-    const Wide<T> t = load_wide<T>(g.y + r * g.y_stride + j, count, y_reach);
-    Wide<T> value, delta;
-    UNROLL for (int v = 0; v < x.vectors; v++) {
-      value.part[v] = L::template value<T>(x.part[v], t.part[v]);
-      if (g.matched)
-        delta.part[v] = factor * (x.part[v] - t.part[v]);
-      else
-        delta.part[v] = factor * L::template gradient<T>(x.part[v], t.part[v]);
-    }
-    value = first_lanes<T>(count, value, T(0));
-    UNROLL for (int v = 0; v < x.vectors; v++) sum.part[v] += weight * value.part[v];
-    if (g.d) store_wide<T>(g.d + r * g.stride + j, delta, count, reach);
-  };
-  constexpr index step = Wide<T>::count;
-  const index whole = g.columns / step * step, rest = g.columns - whole;
-  for (index r = 0; r < g.rows; r++) {
+  for (index r = 0; r < g.rows; r++, g.a += g.stride, g.y += g.y_stride) {
     if (g.weight) {
       weight = g.weight[r];
       factor = T(g.scale * double(weight));
     }
-    for (index j = 0; j < whole; j += step) add(r, j, step, step, step);
-    if (rest) {
-      const index reach = (g.rows - r) * g.stride - whole, y_reach = (g.rows - r) * g.y_stride - whole;
-      if (reach >= step && y_reach >= step)
-        add(r, whole, rest, step, step);
-      else
-        add(r, whole, rest, reach, y_reach);
-    }
-    if (r % rows_summed == rows_summed - 1) {
-      total += double(sum_of<T>(sum));
-      sum = broadcast_wide<T>(0);
+    UNROLL for (int v = 0; v < Vectors; v++) {
+      const Vec<T> a = load<T>(g.a + v * lanes<T>), y = load<T>(g.y + v * lanes<T>);
+      Vec<T> value = L::template value<T>(a, y);
+      if (v == Vectors - 1) value = first_lanes<T>(g.columns - v * lanes<T>, value, Vec<T>{});
+      sum.part[v] += weight * value;
+      if (g.d)
+        store<T>(g.d + r * g.stride + v * lanes<T>, factor * (g.matched ? a - y : L::template gradient<T>(a, y)));
     }
   }
-  return total + double(sum_of<T>(sum));
+}
+
+// The same where vectors of a row would reach too far: from copies, and back.
+template <class T, class L>
+INLINE void add_row_at_end(LossRows<T> g, Wide<T>& sum) {
+  T a[Wide<T>::count] = {}, y[Wide<T>::count] = {}, d[Wide<T>::count];
+  __builtin_memcpy(a, g.a, size_t(g.columns) * sizeof(T));
+  __builtin_memcpy(y, g.y, size_t(g.columns) * sizeof(T));
+  T* const to = g.d;
+  g.a = a;
+  g.y = y;
+  if (to) g.d = d;
+  add_losses<T, L>(g, sum);
+  if (to) __builtin_memcpy(to, d, size_t(g.columns) * sizeof(T));
+}
+
+// Of rows `stride` apart, with `beyond` elements after them, the first ones from which `room` elements are inside.
+INLINE index rows_inside(index rows, index stride, index beyond, index room) {
+  const index missing = room > beyond ? (room - beyond + stride - 1) / stride - 1 : 0;
+  return missing < rows ? rows - missing : 0;
+}
+
+template <class T, class L>
+double loss_rows(const LossRows<T>& g) {
+  if (g.columns == 0) return 0;
+  constexpr index step = Wide<T>::count;
+  const index room = (g.columns + lanes<T> - 1) / lanes<T> * lanes<T>;
+  const index in_a = rows_inside(g.rows, g.stride, 0, room), in_y = rows_inside(g.rows, g.y_stride, g.y_beyond, room);
+  const index inside = in_a < in_y ? in_a : in_y;
+  double total = 0;
+  for (index r = 0; r < g.rows;) {
+    Wide<T> sum = broadcast_wide<T>(0);
+    const index last = g.rows - r < rows_summed ? g.rows : r + rows_summed;
+    if (g.columns <= step && r < inside) {
+      const index rows = (last < inside ? last : inside) - r;
+      add_losses<T, L>(part_of(g, r, rows, 0, g.columns), sum);
+      r += rows;
+    }
+    for (; r < last; r++) {
+      for (index j = 0; j < g.columns; j += step) {
+        const LossRows<T> part = part_of(g, r, 1, j, g.columns - j < step ? g.columns - j : step);
+        if (r < inside || part.columns == step)
+          add_losses<T, L>(part, sum);
+        else
+          add_row_at_end<T, L>(part, sum);
+      }
+    }
+    total += double(sum_of<T>(sum));
+  }
+  return total;
 }
 
 // Cross-entropy with integer labels: the logarithms of many rows at once.

@@ -12,6 +12,7 @@
 #include "dense.hpp"
 #include "dispatch.hpp"
 #include "fast.hpp"
+#include "order.hpp"
 #include "plan.hpp"
 
 namespace py = pybind11;
@@ -63,10 +64,18 @@ class Kernels {
 
   template <class T>
   const KernelTable<T>& table() const {
-    if constexpr (sizeof(T) == sizeof(float))
-      return *set_->f32;
-    else
-      return *set_->f64;
+    return set_->table<T>();
+  }
+
+  // Of the instruction sets up to this one that give the same bits, the one for a network of these sizes.
+  template <class T>
+  const KernelTable<T>& table_for(const std::vector<index>& sizes) const {
+    const index lanes = table<T>().lanes;
+    for (const InstructionSet& set : instruction_sets()) {
+      const KernelTable<T>& narrow = set.table<T>();
+      if (set.fused && set_->fused && narrow.lanes < lanes && narrow_suits(sizes, narrow.lanes, lanes)) return narrow;
+    }
+    return table<T>();
   }
 
   void dense_forward(const Array& x, const Array& w, const Array& b, int activation, OptionalArray z, Array a) const {
@@ -186,7 +195,7 @@ class Kernels {
   const InstructionSet* set_ = nullptr;
 };
 
-// A network laid out for one instruction set and dtype.
+// A network laid out for one instruction set and dtype; with any_width, maybe a narrower one than was given.
 class Plan {
   // f(network, T{}) with the network in its dtype.
   template <class F>
@@ -197,11 +206,11 @@ class Plan {
 
  public:
   Plan(const Kernels& kernels, const Array& like, const std::vector<index>& sizes, const std::vector<int>& activations,
-       const std::vector<bool>& slopes_from_input, int loss, bool matched, bool mean_over_outputs) {
+       const std::vector<bool>& slopes_from_input, int loss, bool matched, bool mean_over_outputs, bool any_width) {
     by_dtype(like, [&](auto zero) {
       using T = decltype(zero);
-      network_ =
-          Network<T>(kernels.table<T>(), sizes, activations, slopes_from_input, loss, matched, mean_over_outputs);
+      network_ = Network<T>(any_width ? kernels.table_for<T>(sizes) : kernels.table<T>(), sizes, activations,
+                            slopes_from_input, loss, matched, mean_over_outputs);
     });
   }
 
@@ -234,14 +243,14 @@ class Plan {
   }
 
   double train_epoch(Array params, const Array& x, const Array& y, const OptionalArray& weight,
-                     const OptionalArray& order, index batch, const Kernels& kernels, int rule,
-                     std::vector<Array> slots, const Array& numbers) const {
+                     const OptionalArray& order, index batch, int rule, std::vector<Array> slots,
+                     const Array& numbers) const {
     return visit([&](auto& network, auto zero) {
       using T = decltype(zero);
       const Samples<T> samples = samples_of<T>(x, y, weight, order ? input<std::int64_t>(*order) : nullptr, x.shape(0));
       T *params_data = output<T>(params), *slot_data[max_slots] = {};
       for (size_t i = 0; i < slots.size(); i++) slot_data[i] = output<T>(slots[i]);
-      const Steps<T> steps{&kernels.table<T>().rules[rule], input<double>(numbers)};
+      const Steps<T> steps{&network.kernels->rules[rule], input<double>(numbers)};
       py::gil_scoped_release release;
       return pyfastnn::train_epoch(network, spare<T>(), params_data, slot_data, samples, batch, steps);
     });
@@ -273,6 +282,16 @@ class Plan {
   mutable Spare<double> spare_f64_;
 };
 
+// The caller holds the lock of the bit generator.
+py::array_t<std::int64_t> permutation_of(const py::capsule& generator, index count) {
+  const auto* const bits = static_cast<const BitGenerator*>(PyCapsule_GetPointer(generator.ptr(), "BitGenerator"));
+  if (!bits) throw py::error_already_set();
+  py::array_t<std::int64_t> order(count);
+  std::int64_t* const to = order.mutable_data();
+  without_lock(64 * double(count), [&] { pyfastnn::permutation(*bits, count, to); });
+  return order;
+}
+
 std::vector<std::string> instruction_set_names() {
   std::vector<std::string> list;
   for (const InstructionSet& set : instruction_sets()) list.push_back(set.name);
@@ -287,6 +306,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("compiler") = PYFASTNN_COMPILER;
   pyfastnn::add_fast_functions(m.ptr());
   m.def("instruction_sets", pyfastnn::instruction_set_names, "Those of this machine, the best last.");
+  m.def("permutation", pyfastnn::permutation_of, "Generator.permutation(n) from the capsule of its bit generator.");
   m.def("set_thread_limit", pyfastnn::threads::set_limit, "0: automatic.");
   m.def("oversubscribe", pyfastnn::threads::oversubscribe, "For tests: more threads than there are processors.");
   m.def("thread_limit", pyfastnn::threads::limit);
@@ -305,7 +325,7 @@ PYBIND11_MODULE(_core, m) {
       .def("read_rate", &Kernels::read_rate);
   py::class_<pyfastnn::Plan>(m, "Plan")
       .def(py::init<const Kernels&, const py::array&, const std::vector<pyfastnn::index>&, const std::vector<int>&,
-                    const std::vector<bool>&, int, bool, bool>())
+                    const std::vector<bool>&, int, bool, bool, bool>())
       .def("capsule", &pyfastnn::Plan::capsule)
       .def("predict", &pyfastnn::Plan::predict)
       .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient)

@@ -9,7 +9,23 @@ namespace {
 
 index round_up(index size, index unit) { return (size + unit - 1) / unit * unit; }
 
+// Vectors that the products of a step take for each row of the batch: forward, gradients, deltas.
+index vectors(const std::vector<index>& sizes, index lanes) {
+  const auto filled = [&](index size) { return round_up(size, lanes) / lanes; };
+  index count = 0;
+  for (size_t i = 0; i + 1 < sizes.size(); i++) {
+    count += 2 * sizes[i] * filled(sizes[i + 1]);
+    if (i) count += sizes[i + 1] * filled(sizes[i]);
+  }
+  return count;
+}
+
 }  // namespace
+
+bool narrow_suits(const std::vector<index>& sizes, index narrow, index wide) {
+  // Measured with AVX2 and AVX-512: a quarter more of them takes no more time.
+  return 4 * vectors(sizes, narrow) <= 5 * vectors(sizes, wide);
+}
 
 template <class T>
 Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes, const std::vector<int>& activations,

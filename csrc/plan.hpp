@@ -62,6 +62,10 @@ struct Network {
   void unpad(const T* padded, T* compact) const;
 };
 
+// Whether a step of these layer sizes is faster in vectors of `narrow` lanes than in ones of `wide`: these would
+// stay half empty, mostly.
+bool narrow_suits(const std::vector<index>& sizes, index narrow, index wide);
+
 using AnyNetwork = std::variant<std::monostate, Network<float>, Network<double>>;
 
 // Samples, and in which order they are taken: rows of x (inputs), of y (outputs) or labels.

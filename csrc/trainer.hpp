@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "plan.hpp"
@@ -84,15 +85,20 @@ class Worker {
       for (index r = 0; r < rows; r++) x_rows_[size_t(at + r)] = samples_.x + (first + r) * inputs;
       return;
     }
-    for (index r = 0; r < rows; r++) {
-      const index from = samples_.order[first + r], to = at + r, next = first + r + index(x_rows_.size());
-      if (next < samples_.count) prefetch_row(samples_.x + samples_.order[next] * inputs, inputs);
-      x_rows_[size_t(to)] = samples_.x + from * inputs;
-      if (samples_.labels)
-        labels_[size_t(to)] = samples_.labels[from];
-      else
-        copy_row(samples_.y + from * top.outputs, top.outputs, y_.data() + to * top.width);
-      if (samples_.weight) weight_.data()[to] = samples_.weight[from];
+    // Meanwhile the rows that the next step takes begin to arrive.
+    const std::int64_t* const from = samples_.order + first;
+    const index step = index(x_rows_.size()), ahead = std::min(rows, samples_.count - first - step);
+    for (index r = 0; r < ahead; r++) prefetch_row(samples_.x + from[r + step] * inputs, inputs);
+    for (index r = 0; r < rows; r++) x_rows_[size_t(at + r)] = samples_.x + from[r] * inputs;
+    if (samples_.y) {
+      for (index r = 0; r < ahead; r++) prefetch_row(samples_.y + from[r + step] * top.outputs, 1);
+      copy_rows(rows, from, top.outputs, y_.data() + at * top.width, top.width);
+    } else {
+      for (index r = 0; r < ahead; r++) __builtin_prefetch(samples_.labels + from[r + step]);
+      for (index r = 0; r < rows; r++) labels_[size_t(at + r)] = samples_.labels[from[r]];
+    }
+    if (samples_.weight) {
+      for (index r = 0; r < rows; r++) weight_.data()[at + r] = samples_.weight[from[r]];
     }
   }
 
@@ -154,7 +160,8 @@ class Worker {
                            weight,
                            scale,
                            network_.matched,
-                           d};
+                           d,
+                           gathered ? 0 : (samples_.count - first - rows) * layer.outputs};
     if (samples_.labels)
       return network_.kernels->label_cross_entropy(part, gathered ? labels_.data() + at : samples_.labels + first);
     const double sum = network_.loss->rows(part);
@@ -269,10 +276,20 @@ class Worker {
     for (index i = 0; i < std::min<index>(count, 4 * line); i += line) __builtin_prefetch(row + i);
   }
 
-  // Rows of targets are short: a call of memmove would cost more than the copy.
-  static void copy_row(const T* from, index count, T* to) {
-    if (count > 16) return void(std::copy_n(from, count, to));
-    for (index i = 0; i < count; i++) to[i] = from[i];
+  // Targets of the samples `from` to rows `stride` apart. Most are short: a call of memmove, or a loop that the
+  // compiler makes vectors of, would cost more than the copy.
+  void copy_rows(index rows, const std::int64_t* from, index outputs, T* to, index stride) const {
+    for (index r = 0; r < rows; r++, to += stride) {
+      const T* const y = samples_.y + from[r] * outputs;
+      if (outputs > 32) {
+        std::copy_n(y, outputs, to);
+        continue;
+      }
+      index i = 0;
+      for (; i + 4 <= outputs; i += 4) std::memcpy(to + i, y + i, 4 * sizeof(T));
+      if (outputs & 2) std::memcpy(to + i, y + i, 2 * sizeof(T));
+      if (outputs & 1) to[outputs - 1] = y[outputs - 1];
+    }
   }
 
   // Where the sums of layer i from row `at` on go.

@@ -326,7 +326,7 @@ class MLP:
                 plan.training(self._params, x, y, weight, batch_size, optimizer, state)
             )
             for _ in range(epochs):
-                order = self._rng.permutation(len(x)) if shuffled else None
+                order = plan.backend.order(self._rng, len(x)) if shuffled else None
                 start = time.perf_counter()
                 loss = training.epoch(order)
                 history.seconds.append(time.perf_counter() - start)

@@ -122,7 +122,7 @@ class SGD:
 
     def numbers(self, first: int, count: int) -> Array:
         constant = [self.learning_rate, self.momentum][: 1 + self.slots]
-        return np.tile(np.array(constant, np.float64), (count, 1))
+        return np.full((count, len(constant)), constant, np.float64)
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,13 @@ class Adam:
 
     def numbers(self, first: int, count: int) -> Array:
         steps = np.arange(first, first + count, dtype=np.float64)
-        root = np.sqrt(1 - self.beta2**steps)
+        powers = self.beta1**steps, self.beta2**steps
+        # One step goes on in plain numbers: NumPy's overhead is longer than a step of a small network. Their
+        # powers could have other bits, though.
+        decay1, decay2 = [power.item() for power in powers] if count == 1 else powers
+        root = np.sqrt(1 - decay2)
         numbers = np.empty((count, 4))
-        numbers[:, 0] = self.learning_rate * root / (1 - self.beta1**steps)
+        numbers[:, 0] = self.learning_rate * root / (1 - decay1)
         numbers[:, 1] = self.epsilon * root
         numbers[:, 2:] = 1 - self.beta1, 1 - self.beta2
         return numbers

@@ -59,3 +59,18 @@ def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimi
         # The baseline rounds products before it adds them: bits of its own, the same for all threads.
         reference = results[isa if isa == "baseline" else COMPILED[-1].isa, 1]
         np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
+
+
+@pytest.mark.parametrize("layers", [[24, 8, 2], [4, 16, 4], [24, 40, 3]], ids=repr)
+def test_vectors_chosen_for_the_network_give_the_same_bits(monkeypatch, dtype, layers):
+    """The instruction set that nobody has named may be a narrower one for a network."""
+    monkeypatch.delenv("PYFASTNN_ISA", raising=False)
+    rng = np.random.default_rng(1)
+    x, y = (rng.normal(size=(450, size)).astype(dtype) for size in (layers[0], layers[-1]))
+    results = []
+    for backend in (CppBackend(), COMPILED[-1]):
+        net = pf.MLP(layers, "tanh", dtype=dtype, seed=0)
+        with pf.use_backend(backend):
+            history = net.fit(x, y, epochs=2, batch_size=100)
+            results.append(np.concatenate([net.params, net.predict(x).ravel(), history.loss]).tobytes())
+    assert results[0] == results[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from types import ModuleType
 
 import numpy as np
@@ -41,7 +41,8 @@ class CppBackend(Backend):
     Parameters
     ----------
     isa : str, optional
-        Default: the environment variable PYFASTNN_ISA, else the best of this machine.
+        Default: the environment variable PYFASTNN_ISA, else the best of this machine; for a network
+        that would leave its vectors half empty, a narrower one that gives the same bits.
 
     Raises
     ------
@@ -55,13 +56,15 @@ class CppBackend(Backend):
 
     def __init__(self, isa: str | None = None) -> None:
         self._core = import_core()
-        wanted = isa or os.environ.get("PYFASTNN_ISA") or self._core.instruction_sets()[-1]
+        named = isa or os.environ.get("PYFASTNN_ISA")
+        wanted = named or self._core.instruction_sets()[-1]
         try:
             self._kernels = self._core.Kernels(wanted)
         except ValueError as error:
             source = "isa" if isa else "PYFASTNN_ISA"
             raise ValueError(f"{source}: {error}") from None
         self.isa = wanted
+        self._any_width = not named  # narrow networks may take a narrower one, which gives the same bits
         # No Python frame in between: it is there to save time.
         self.fits = self._core.fits  # type: ignore[method-assign]
         self._activation_ids = {name: i for i, name in enumerate(self._kernels.activations())}
@@ -111,6 +114,23 @@ class CppBackend(Backend):
     def plan(self, spec: Spec) -> Plan:
         return CppPlan(self, spec)
 
+    def order(self, rng: np.random.Generator, count: int) -> Array:
+        if type(rng) is np.random.Generator and count < 2**32 and self._shuffles_as_numpy:
+            return self._permutation(rng, count)
+        return super().order(rng, count)
+
+    def _permutation(self, rng: np.random.Generator, count: int) -> Array:
+        bits = rng.bit_generator
+        with bits.lock:
+            return self._core.permutation(bits.capsule, count)
+
+    @cached_property
+    def _shuffles_as_numpy(self) -> bool:
+        """Whether this version of NumPy makes permutations as the core does; it promises no algorithm."""
+        count, one, other = 1000, np.random.default_rng(0), np.random.default_rng(0)
+        same = np.array_equal(one.permutation(count), self._permutation(other, count))
+        return same and one.bit_generator.state == other.bit_generator.state
+
     def set_num_threads(self, threads: int) -> None:
         self._core.set_thread_limit(min(threads, _MOST_THREADS))
 
@@ -133,6 +153,7 @@ class CppPlan(Plan):
             backend._loss_ids[spec.loss.name],
             spec.loss.matched == spec.activations[-1].name,
             spec.loss.mean_over_outputs,
+            backend._any_width,
         )
         self.quick_forward = partial(  # type: ignore[method-assign]
             backend._core.quick_predict, self._compiled.capsule()
@@ -166,7 +187,6 @@ class CppPlan(Plan):
             weight,
             order,
             batch_size,
-            self._cpp._kernels,
             self._cpp._rule_ids[optimizer.rule],
             state.slots,
             optimizer.numbers(state.step + 1, steps),

@@ -143,6 +143,10 @@ class Backend(ABC):
     def plan(self, spec: Spec) -> Plan:
         return Plan(self, spec)
 
+    def order(self, rng: np.random.Generator, count: int) -> Array:
+        """``rng.permutation(count)``, in which an epoch takes its samples."""
+        return rng.permutation(count)
+
     def set_num_threads(self, threads: int) -> None:  # noqa: B027 (a default, not a duty)
         """Limit the backend's own threads; 0: automatic. Backends without threads ignore it."""
 
