@@ -49,6 +49,8 @@ namespace {
 template <class T>
 void propagate(const KernelTable<T>& kernels, LayerShape s, index first, index rows, const T* d, const T* w, T* out,
                T* scratch) {
+  // By the rows of the whole call: the sum is another.
+  if (s.rows == 1) return kernels.dots(s.inputs, s.outputs, d, w, out);
   kernels.gemm_bt({rows, s.inputs, s.outputs, d + first * s.outputs, s.outputs, w, s.outputs, nullptr, 0,
                    out + first * s.inputs, s.inputs, scratch});
 }

@@ -53,11 +53,11 @@ int threads_for(double multiply_adds, double least = kernel_cost) {
   return cost >= waking_cost || (cost >= least && threads::alert()) ? threads::limit() : 1;
 }
 
-// [0, rows) in tiles of nearly equal height that a gemm call can take and that feed every thread.
+// [0, rows) in tiles of nearly equal height that feed every thread; tall ones, since each packs the weights anew.
 struct Tiles {
   index rows, count;
 
-  Tiles(index rows_, int threads) : rows(rows_), count((rows_ + max_tile_rows - 1) / max_tile_rows) {
+  Tiles(index rows_, int threads, index most = 1024) : rows(rows_), count((rows_ + most - 1) / most) {
     if (threads > 1) count = std::min((count + threads - 1) / threads * threads, rows);
   }
   index begin(index tile) const { return rows * tile / count; }

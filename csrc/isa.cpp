@@ -21,7 +21,9 @@ namespace {
 #include "activations.inl"
 #include "losses.inl"
 #include "optimizers.inl"
-#include "gemm.inl"
+#include "tiles.inl"
+#include "packing.inl"
+#include "products.inl"
 #include "limits.inl"
 
 template <class T>
@@ -31,6 +33,7 @@ constexpr KernelTable<T> make_table() {
           gemm<T, RowMajor<T>, true>,
           gemm<T, RowPointers<T>, false>,
           gemm<T, ColumnPointers<T>, false>,
+          dots<T>,
           transpose_matrix<T>,
           spread<T>,
           lanes<T>,

@@ -9,16 +9,15 @@ namespace pyfastnn {
 
 using index = std::ptrdiff_t;
 
-// A gemm call works on at most this many rows of its result, and packs at most this depth at once.
+// Rows of a batch that go through the layers together, and the depth that a product sums at once.
 constexpr index max_tile_rows = 384;
 constexpr index max_depth = 256;
-// The widest panel of a packed operand, whatever the instruction set: two vectors of 64 bytes.
-constexpr index panel_bytes = 128;
-
-// Elements of scratch that one gemm call needs: a packed panel, a padded result panel, packed rows.
+// What a product packs of b: half a megabyte, part of the second-level cache.
 template <class T>
-constexpr index scratch_size =
-    (max_depth + max_tile_rows) * (panel_bytes / index(sizeof(T))) + max_tile_rows * max_depth;
+constexpr index packed_size = (index(1) << 19) / index(sizeof(T));
+// Elements of scratch that one product needs: that, and rows of a, at most 12 and a vector more.
+template <class T>
+constexpr index scratch_size = packed_size<T> + 12 * max_depth + 64 / index(sizeof(T));
 
 // A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
 // one another. A product reads or writes one from end to end.
@@ -62,7 +61,7 @@ struct Gemm {
   // start of gemm_at and gemm_at_rows. Their strides are not used then.
   const Panels* panels = nullptr;
   index panel_row = 0;
-  // Instead of all that, c -= rate a b; for a null start and depth <= max_depth.
+  // Instead of all that, c -= rate a b; of a padded product with a null start and depth <= max_depth.
   bool descends = false;
   T rate = 0;
 };
@@ -115,6 +114,9 @@ struct KernelTable {
   void (*gemm_bt)(const Gemm<T>&);
   void (*gemm_rows)(const Gemm<T>&);
   void (*gemm_at_rows)(const Gemm<T>&);
+  // out (rows) = the rows of w (rows, depth) times x (depth): gemm_bt of one row, but nothing is transposed. Each is
+  // summed in 64 bytes of lanes by fused multiply-adds, the lanes then folded by halves.
+  void (*dots)(index rows, index depth, const T* x, const T* w, T* out);
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
   // which is filled with zeros.
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);

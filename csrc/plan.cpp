@@ -98,7 +98,7 @@ void predict(const Network<T>& network, const T* params, const T* x, index count
     widest = std::max(widest, layer.outputs);
   }
   const int threads = threads_for<T>(work);
-  const Tiles tiles(count, threads);
+  const Tiles tiles(count, threads, max_tile_rows);
   const index tile_size = max_tile_rows * widest;
   // Two rows of tiles in turn: the outputs of one layer are the inputs of the next.
   T* const scratch = scratch_for<T>(threads, scratch_size<T> + 2 * tile_size);

@@ -36,16 +36,56 @@ INLINE Vec<T> broadcast(T s) {
   return s - Vec<T>{};
 }
 
-// The first count < lanes elements; the others are zero.
+template <class T, int... Lane>
+INLINE BitsVec<T> lane_numbers(std::integer_sequence<int, Lane...>) {
+  return BitsVec<T>{Lane...};
+}
+
+// True in the first count <= lanes lanes.
+template <class T>
+INLINE auto first_of(index count) {
+  using Bits = typename Simd<T>::Bits;
+  return lane_numbers<T>(std::make_integer_sequence<int, lanes<T>>{}) < Bits(count);
+}
+
+// The first count <= lanes elements; the others are zero.
 template <class T>
 INLINE Vec<T> load_part(const T* p, index count) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  const unsigned mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4)
+    return _mm512_maskz_loadu_ps(__mmask16(mask), p);
+  else
+    return _mm512_maskz_loadu_pd(__mmask8(mask), p);
+#elif defined(__AVX__) && VECTOR_BYTES == 32
+  const auto mask = __m256i(first_of<T>(count));
+  if constexpr (sizeof(T) == 4)
+    return _mm256_maskload_ps(p, mask);
+  else
+    return _mm256_maskload_pd(p, mask);
+#else
   Vec<T> x{};
   __builtin_memcpy(&x, p, size_t(count) * sizeof(T));
   return x;
+#endif
 }
 template <class T>
 INLINE void store_part(T* p, Vec<T> x, index count) {
+#if defined(__AVX512F__) && VECTOR_BYTES == 64
+  const unsigned mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16(mask), x);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8(mask), x);
+#elif defined(__AVX__) && VECTOR_BYTES == 32
+  const auto mask = __m256i(first_of<T>(count));
+  if constexpr (sizeof(T) == 4)
+    _mm256_maskstore_ps(p, mask, x);
+  else
+    _mm256_maskstore_pd(p, mask, x);
+#else
   __builtin_memcpy(p, &x, size_t(count) * sizeof(T));
+#endif
 }
 
 // out[i] = f(x[i]...) elementwise.
@@ -91,16 +131,10 @@ VECTOR_MINMAX(float, __builtin_sqrtf)
 VECTOR_MINMAX(double, __builtin_sqrt)
 #endif
 
-template <class T, int... Lane>
-INLINE BitsVec<T> lane_numbers(std::integer_sequence<int, Lane...>) {
-  return BitsVec<T>{Lane...};
-}
-
 // x in the first count < lanes lanes, y in the others.
 template <class T>
 INLINE Vec<T> first_lanes(index count, Vec<T> x, Vec<T> y) {
-  using Bits = typename Simd<T>::Bits;
-  return lane_numbers<T>(std::make_integer_sequence<int, lanes<T>>{}) < Bits(count) ? x : y;
+  return first_of<T>(count) ? x : y;
 }
 
 // A register's worth of lanes that is the same on every machine: row reductions summed in it have

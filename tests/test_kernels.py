@@ -14,13 +14,13 @@ REFERENCE = BACKENDS["numpy"]
 ACTIVATIONS = list(pf.activations.ACTIVATIONS)
 ELEMENTWISE = [name for name, f in pf.activations.ACTIVATIONS.items() if not f.rowwise]
 
-# (batch, inputs, outputs): empty, one, around the tiles (6 and 8 rows; 4 to 32 columns) and blocks
+# (batch, inputs, outputs): empty, one, around the tiles (6, 8 and 12 rows; 4 to 32 columns) and blocks
 # (96, 384 rows; depth 256), primes, and shapes of real networks.
 SHAPES = [
     (0, 3, 2), (3, 0, 2), (3, 2, 0), (1, 1, 1), (2, 1, 3), (1, 17, 5), (5, 4, 7), (6, 8, 8), (7, 9, 16),
     (8, 5, 17), (9, 31, 15), (12, 33, 31), (13, 7, 32), (17, 3, 33), (10, 784, 30), (10, 30, 10), (97, 4, 32),
     (64, 257, 63), (191, 13, 11), (193, 29, 65), (25, 300, 70), (200, 24, 8), (40, 520, 129),
-    (385, 9, 5), (11, 387, 6),
+    (385, 9, 5), (11, 387, 6), (1, 78, 70),
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def poisoned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.full(shape, np.nan, dtype)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (100, 520, 1100)])  # several blocks in every direction
 def test_products_of_small_integers_are_exact(backend, dtype, shape):
     n, k, m = shape
     rng = np.random.default_rng(1)
@@ -202,7 +202,9 @@ def test_a_vanished_probability_costs_a_finite_loss(backend, dtype):
         np.testing.assert_allclose(binary, -np.log(float(np.finfo(dtype).tiny)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(10, 784, 30), (64, 257, 63), (300, 40, 129)])
+@pytest.mark.parametrize(
+    "shape", [(1, 78, 70), (10, 784, 30), (64, 257, 63), (300, 40, 129), (99, 520, 1100)]
+)
 @pytest.mark.parametrize("name", ["identity", "tanh", "gelu", "softmax"])
 def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit(dtype, shape, name):
     fused = [backend for backend in COMPILED if backend.isa != "baseline"]

@@ -1,0 +1,87 @@
+// Copies of operands: vectors of b side by side, transposed or not, and columns of a.
+
+// b (depth, columns) to vectors side by side. `inside` rows may be read past the last column.
+template <class T, int Vectors>
+INLINE void pack_panel(index depth, index inside, index columns, const T* b, index ldb, T* panel) {
+  constexpr int L = lanes<T>;
+  index k = 0;
+  for (; k < inside; k++, b += ldb, panel += Vectors * L) {
+    UNROLL for (int j = 0; j < Vectors; j++) store<T>(panel + j * L, load<T>(b + j * L));
+  }
+  for (; k < depth; k++, b += ldb, panel += Vectors * L) {
+    for (index j = 0; j < Vectors * L; j++) panel[j] = j < columns ? b[j] : T(0);
+  }
+}
+
+template <class T, int Half, int... Lane>
+INLINE void exchange(Vec<T>& x, Vec<T>& y, std::integer_sequence<int, Lane...>) {
+  constexpr int L = lanes<T>;
+  const Vec<T> low = __builtin_shufflevector(x, y, (Lane & Half ? Lane - Half + L : Lane)...);
+  const Vec<T> high = __builtin_shufflevector(x, y, (Lane & Half ? Lane + L : Lane + Half)...);
+  x = low;
+  y = high;
+}
+
+// A square of vectors, by exchanging its off-diagonal blocks at every scale.
+template <class T, int Half = 1>
+INLINE void transpose(Vec<T> (&x)[lanes<T>]) {
+  if constexpr (Half < lanes<T>) {
+    UNROLL for (int i = 0; i < lanes<T>; i++) {
+      if (!(i & Half)) exchange<T, Half>(x[i], x[i + Half], std::make_integer_sequence<int, lanes<T>>{});
+    }
+    transpose<T, 2 * Half>(x);
+  }
+}
+
+// Rows of b (columns, depth) to columns of `to` (depth, reach), reach being whole vectors; zeros in the
+// columns past the last row.
+template <class T>
+INLINE void transpose_rows(index depth, index columns, index reach, const T* b, index ldb, T* to, index stride) {
+  constexpr int L = lanes<T>;
+  for (index j = 0; j < reach; j += L) {
+    index k = 0;
+    if (j + L <= columns) {
+      for (; k + L <= depth; k += L) {
+        Vec<T> x[L];
+        UNROLL for (int i = 0; i < L; i++) x[i] = load<T>(b + (j + i) * ldb + k);
+        transpose<T>(x);
+        UNROLL for (int i = 0; i < L; i++) store<T>(to + (k + i) * stride + j, x[i]);
+      }
+    }
+    for (; k < depth; k++) {
+      for (index i = j; i < j + L; i++) to[k * stride + i] = i < columns ? b[i * ldb + k] : T(0);
+    }
+  }
+}
+
+template <class T>
+void transpose_matrix(index rows, index columns, const T* from, index from_stride, T* to, index to_stride) {
+  transpose_rows<T>(columns, rows, (rows + lanes<T> - 1) / lanes<T> * lanes<T>, from, from_stride, to, to_stride);
+}
+
+// As transpose_rows on b in panels, from its row `row` and its column k on.
+template <class T>
+INLINE void transpose_panels(const Panels& panels, index row, index k, index depth, index columns, index reach,
+                             const T* b, T* to) {
+  for (index end = k + depth; k < end;) {
+    const index p = k / panels.panel_width, at = k % panels.panel_width;
+    const index count = clamp(end - k, panels.panel_width - at);
+    transpose_rows<T>(count, columns, reach, b + panels.begin(p, row) + at, panels.width_of(p), to, reach);
+    k += count;
+    to += count * reach;
+  }
+}
+
+// `height` rows of a transposed a to (depth, Stride), Stride being the height of the tallest tile; `inside` rows
+// may be read.
+template <class T, int Stride, class A>
+INLINE void pack_columns(index height, index inside, index depth, A a, T* packed) {
+  for (index k = 0; k < depth; k++, packed += Stride) {
+    const T* from = a.column(k);
+    if (inside >= Stride) {
+      __builtin_memcpy(packed, from, Stride * sizeof(T));
+    } else {
+      for (index i = 0; i < height; i++) packed[i] = from[i];
+    }
+  }
+}

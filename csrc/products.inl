@@ -1,0 +1,242 @@
+// Matrix products. Blocks of b's columns, then of its depth, stay in the second-level cache while the rows of
+// a go by, as many at once as a tile has; these stay in the first-level cache. b is read in whole vectors: where
+// it lies when that is cheap and inside its rows, else from a packed copy. Blocking, packing and threads
+// change no bit of the result.
+
+// One row against all whole vectors of columns, most of them eight at a time: a row has no other rows
+// to hide the latency of its sums behind. Returns how many columns that were.
+template <class T, class A>
+INLINE index row_product(const Gemm<T>& g, A a, index columns) {
+  constexpr index W = 2 * lanes<T>;
+  index n = 0;
+  const auto tiles_of = [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    for (; n + V * lanes<T> <= columns; n += V * lanes<T>) {
+      const T* b = g.b + n;
+      index ldb = g.ldb, pairs = W;
+      if (g.panels) {
+        b = g.b + g.panels->begin(n / W, g.panel_row);
+        ldb = g.panels->width_of(n / W);
+        pairs = g.panels->rows * W;
+      }
+      tile<T, 1, V>(g.depth, a, b, ldb, {g.start ? g.start + n : nullptr, 0, g.c + n, 0, g.descends, g.rate, lanes<T>},
+                    pairs);
+    }
+  };
+  tiles_of(std::integral_constant<int, 8>{});
+  tiles_of(std::integral_constant<int, 4>{});
+  tiles_of(std::integral_constant<int, 2>{});
+  tiles_of(std::integral_constant<int, 1>{});
+  return n;
+}
+
+// Rows [0, rows) in blocks of nearly equal height, at most `most`; f(first, height).
+template <class F>
+INLINE void balanced_blocks(index rows, index most, F f) {
+  const index blocks = (rows + most - 1) / most;
+  for (index block = 0, first = 0; block < blocks; block++) {
+    const index height = rows / blocks + (block < rows % blocks);
+    f(first, height);
+    first += height;
+  }
+}
+
+template <class T>
+struct PanelOfB {  // one or two vectors of columns
+  const T* data;
+  index stride;
+};
+
+// Columns [first, end) of the result, over one block of depth. panel(n) is b's panel from column n on, target(n)
+// where the result goes. With Packs, a's rows are packed to `packed`.
+template <class T, bool Packs, class A, class Panel, class Target>
+INLINE void multiply(index rows, index depth, index first, index end, A a, T* packed, Panel panel, Target target) {
+  constexpr index L = lanes<T>, W = 2 * L;
+  using Read = std::conditional_t<Packs, ColumnMajor<T>, A>;
+  constexpr int most = tallest<Read, 2>;
+  balanced_blocks(rows, end - first > L || Packs ? most : tallest<Read, 1>, [&](index row, index height) {
+    Read block;
+    if constexpr (Packs) {
+      pack_columns<T, most>(height, rows - row, depth, a.from(row, 0), packed);
+      block = {packed, most};
+    } else {
+      block = a.from(row, 0);
+    }
+    for (index n = first; n < end; n += W) {
+      const PanelOfB<T> b = panel(n);
+      const Result<T> result = target(n).from(row);
+      (end - n > L ? Tiles<T, Read, 2>::of : Tiles<T, Read, 1>::of)[height - 1](depth, block, b.data, b.stride, result);
+    }
+  });
+}
+
+// b's columns [n, n + V lanes) at depth [k, k + depth) to `panel`.
+template <class T, int V, bool TransposedB>
+INLINE void pack(const Gemm<T>& g, index n, index k, index depth, T* panel) {
+  constexpr index L = lanes<T>;
+  const index columns = clamp(g.columns - n, V * L);
+  if constexpr (TransposedB) {
+    if (g.panels)
+      transpose_panels<T>(*g.panels, g.panel_row + n, k, depth, columns, V * L, g.b, panel);
+    else
+      transpose_rows<T>(depth, columns, V * L, g.b + n * g.ldb + k, g.ldb, panel, V * L);
+  } else {
+    // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
+    const index rows_past = g.padded ? 0 : (clamp(n + V * L - g.columns, V * L) + g.ldb - 1) / g.ldb;
+    pack_panel<T, V>(depth, clamp(g.depth - rows_past - k, depth), columns, g.b + k * g.ldb + n, g.ldb, panel);
+  }
+}
+
+// Blocks of nearly equal size that are at most `most`, and multiples of `unit`.
+INLINE index even_blocks(index size, index most, index unit) {
+  const index blocks = (size + most - 1) / most;
+  return blocks > 1 ? ((size + blocks - 1) / blocks + unit - 1) / unit * unit : size;
+}
+
+// What is packed, and the blocks of a product.
+struct Blocking {
+  bool pack_a;
+  index pack_from;  // b's columns from here on are packed: all, none, or those past the last whole vector of its rows
+  index depth, columns;
+};
+
+template <class T, class A, bool TransposedB>
+INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
+  constexpr index L = lanes<T>, W = 2 * L;
+  const bool b_panels = !A::transposed && g.panels;
+  // Measured: packing b pays where it overflows the first-level cache and is used often enough; a of rows is
+  // better read where it lies, of columns if few vectors use it.
+  const bool pack_b = TransposedB || (!b_panels && g.rows >= 96 && g.depth >= 24 && g.ldb > W &&
+                                      g.depth * g.ldb * index(sizeof(T)) > 28 * 1024);
+  const bool pack_a = A::transposed && g.rows >= 24 && g.depth >= 128 && g.columns >= 4 * W;
+  const index pack_from = pack_b ? 0 : g.padded || g.columns % L == 0 ? last_column : g.columns / W * W;
+  // A single tile's b is not used again.
+  const bool several = g.rows > tallest<A, 2>;
+  const index depth =
+      even_blocks(g.depth, TransposedB || several ? max_depth : packed_size<T> / W, TransposedB ? W : 1);
+  const index most_columns = several && depth ? packed_size<T> / depth / W * W : W;
+  return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, W)};
+}
+
+// Columns [0, last_column), which are g.columns or, of a padded product, whole vectors.
+template <class T, class A, bool TransposedB>
+void product(const Gemm<T>& g, index last_column) {
+  constexpr index L = lanes<T>, W = 2 * L;
+  const Panels* const b_panels = A::transposed ? nullptr : g.panels;
+  const Panels* const c_panels = A::transposed ? g.panels : nullptr;
+  T* const packed_b = g.scratch;
+  const A whole_a = A::of(g);
+  const Blocking blocks = blocking_of<T, A, TransposedB>(g, last_column);
+
+  for (index first = 0; first < last_column; first += blocks.columns) {
+    const index end = clamp(last_column, first + blocks.columns);
+    const index packed_first = blocks.pack_from < first ? first : blocks.pack_from;
+    index k = 0;
+    do {  // once even for depth 0: c = start
+      const index depth = clamp(g.depth - k, blocks.depth);
+      for (index n = packed_first; n < end; n += W) {
+        T* const panel = packed_b + (n - packed_first) * depth;
+        if (end - n > L)
+          pack<T, 2, TransposedB>(g, n, k, depth, panel);
+        else
+          pack<T, 1, TransposedB>(g, n, k, depth, panel);
+      }
+      const auto panel = [&](index n) -> PanelOfB<T> {
+        if (n >= packed_first) return {packed_b + (n - packed_first) * depth, end - n > L ? W : L};
+        if (b_panels) return {g.b + b_panels->begin(n / W, g.panel_row + k), b_panels->width_of(n / W)};
+        return {g.b + k * g.ldb + n, g.ldb};
+      };
+      const auto target = [&](index n) -> Result<T> {
+        const index at = c_panels ? c_panels->begin(n / W, g.panel_row) : n;
+        const index ldc = c_panels ? c_panels->width_of(n / W) : g.ldc;
+        const T* const start = k ? g.c + at : g.start ? g.start + at : nullptr;
+        const index rest = last_column - n;
+        return {start,  k || c_panels ? ldc : g.start_stride, g.c + at, ldc, g.descends,
+                g.rate, rest < W && rest % L ? rest % L : L};
+      };
+      const A a = whole_a.from(0, k);
+      if (A::transposed && blocks.pack_a)
+        multiply<T, A::transposed>(g.rows, depth, first, end, a, packed_b + packed_size<T>, panel, target);
+      else
+        multiply<T, false>(g.rows, depth, first, end, a, nullptr, panel, target);
+      k += depth;
+    } while (k < g.depth);
+  }
+}
+
+template <class T, class A, bool TransposedB>
+void gemm(const Gemm<T>& whole) {
+  Gemm<T> g = whole;
+  index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
+  if constexpr (!A::transposed && !TransposedB) {
+    if (g.rows == 1) {
+      const index done = row_product(g, A::of(g), last_column);
+      if (done == last_column) return;
+      // Less than a vector is left, of a product that is not padded.
+      last_column = g.columns -= done;
+      g.b += done;
+      g.c += done;
+      if (g.start) g.start += done;
+    }
+  }
+  product<T, A, TransposedB>(g, last_column);
+}
+
+template <class T>
+void spread(index rows, index columns, const T* from, index from_stride, T* to, index to_stride) {
+  const index whole = columns / lanes<T> * lanes<T>, rest = columns - whole;
+  for (index r = 0; r < rows; r++, from += from_stride, to += to_stride) {
+    for (index j = 0; j < whole; j += lanes<T>) store<T>(to + j, load<T>(from + j));
+    if (!rest) continue;
+    // Only near the end would a whole vector reach past the last row.
+    const bool inside = (rows - 1 - r) * from_stride + rest >= lanes<T>;
+    const Vec<T> x = inside ? load<T>(from + whole) : load_part<T>(from + whole, rest);
+    store<T>(to + whole, first_lanes<T>(rest, x, Vec<T>{}));
+  }
+}
+
+// Four interleaved sums of rows, added up in one order: adding is slower than loading.
+template <class T>
+void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
+  constexpr int chains = 4;
+  index j = 0;
+  for (; j + lanes<T> <= columns; j += lanes<T>) {
+    Vec<T> sum[chains] = {load<T>(sums + j)};
+    index r = 0;
+    for (; r + chains <= rows; r += chains) {
+      UNROLL for (int i = 0; i < chains; i++) sum[i] += load<T>(x + (r + i) * stride + j);
+    }
+    for (; r < rows; r++) sum[0] += load<T>(x + r * stride + j);
+    store<T>(sums + j, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  for (; j < columns; j++) {
+    T sum[chains] = {sums[j]};
+    for (index r = 0; r < rows; r++) sum[r < rows / chains * chains ? r % chains : 0] += x[r * stride + j];
+    sums[j] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+}
+
+// `Rows` dot products, in 64 bytes of lanes each, whatever the instruction set.
+template <class T, int Rows>
+INLINE void dots_of(index depth, const T* x, const T* w, T* out) {
+  constexpr index L = lanes<T>, step = Wide<T>::count;
+  Wide<T> sum[Rows] = {};
+  index k = 0;
+  const auto add = [&](auto read) {
+    UNROLL for (int v = 0; v < Wide<T>::vectors; v++) {
+      const Vec<T> part = read(x + k + v * L, v);
+      UNROLL for (int i = 0; i < Rows; i++) sum[i].part[v] += part * read(w + i * depth + k + v * L, v);
+    }
+  };
+  for (; k + step <= depth; k += step) add([](const T* p, int) { return load<T>(p); });
+  if (k < depth) add([&](const T* p, int v) { return load_part<T>(p, clamp(depth - k - v * L, L)); });
+  UNROLL for (int i = 0; i < Rows; i++) out[i] = sum_of<T>(sum[i]);
+}
+
+template <class T>
+void dots(index rows, index depth, const T* x, const T* w, T* out) {
+  constexpr int several = 4;
+  index i = 0;
+  for (; i + several <= rows; i += several) dots_of<T, several>(depth, x, w + i * depth, out + i);
+  for (; i < rows; i++) dots_of<T, 1>(depth, x, w + i * depth, out + i);
+}
