@@ -97,6 +97,8 @@ INLINE void add_losses(LossRows<T> g, Wide<T>& sum) {
     if (g.columns > Vectors * lanes<T>) return add_losses<T, L, Vectors + 1>(g, sum);
   }
   T weight = 1, factor = T(g.scale);
+  // Not a one that the compiler knows of: it would fuse the square of mse, not rounded, with the sum below.
+  __asm__("" : "+m"(weight));
   for (index r = 0; r < g.rows; r++, g.a += g.stride, g.y += g.y_stride) {
     if (g.weight) {
       weight = g.weight[r];

@@ -61,7 +61,7 @@ def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimi
         np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
 
 
-@pytest.mark.parametrize("layers", [[24, 8, 2], [4, 16, 4], [24, 40, 3]], ids=repr)
+@pytest.mark.parametrize("layers", [[24, 8, 2], [4, 16, 4], [24, 8, 11], [24, 40, 3]], ids=repr)
 def test_vectors_chosen_for_the_network_give_the_same_bits(monkeypatch, dtype, layers):
     """The instruction set that nobody has named may be a narrower one for a network."""
     monkeypatch.delenv("PYFASTNN_ISA", raising=False)
