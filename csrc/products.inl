@@ -30,16 +30,15 @@ INLINE index row_product(const Gemm<T>& g, A a, index columns) {
   return n;
 }
 
-// Rows [0, rows) in blocks of nearly equal height, at most `most`; f(first, height).
-template <class F>
-INLINE void balanced_blocks(index rows, index most, F f) {
-  const index blocks = (rows + most - 1) / most;
-  for (index block = 0, first = 0; block < blocks; block++) {
-    const index height = rows / blocks + (block < rows % blocks);
-    f(first, height);
-    first += height;
+// Rows in blocks of nearly equal height, at most `most`: the first `taller` of them have a row more.
+struct RowBlocks {
+  index count, height, taller;
+
+  INLINE RowBlocks of(index rows, index most) {
+    const index count = (rows + most - 1) / most;
+    return {count, count ? rows / count : 0, count ? rows % count : 0};
   }
-}
+};
 
 template <class T>
 struct PanelOfB {  // one or two vectors of columns
@@ -54,20 +53,36 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
   constexpr index L = lanes<T>, W = 2 * L;
   using Read = std::conditional_t<Packs, ColumnMajor<T>, A>;
   constexpr int most = tallest<Read, 2>;
-  balanced_blocks(rows, end - first > L || Packs ? most : tallest<Read, 1>, [&](index row, index height) {
-    Read block;
+  const RowBlocks blocks = RowBlocks::of(rows, end - first > L || Packs ? most : tallest<Read, 1>);
+  // `count` blocks from row `row` on by the panel from column n on.
+  const auto run = [&](index n, index count, index height, index row, Read read) {
+    const PanelOfB<T> b = panel(n);
+    (end - n > L ? Tiles<T, Read, 2>::of : Tiles<T, Read, 1>::of)[height - 1](count, depth, read, b.data, b.stride,
+                                                                              target(n).from(row));
+  };
+  if constexpr (!Packs) {
+    // Of what stays in the first-level cache, all blocks of a height in one call.
+    if (end - first <= W || rows * depth * index(sizeof(T)) <= 16 * 1024) {
+      const index below = blocks.taller * (blocks.height + 1);
+      for (index n = first; n < end; n += W) {
+        if (blocks.taller) run(n, blocks.taller, blocks.height + 1, 0, a);
+        if (below < rows) run(n, blocks.count - blocks.taller, blocks.height, below, a.from(below, 0));
+      }
+      return;
+    }
+  }
+  for (index block = 0, row = 0; block < blocks.count; block++) {
+    const index height = blocks.height + (block < blocks.taller);
+    Read read;
     if constexpr (Packs) {
       pack_columns<T, most>(height, rows - row, depth, a.from(row, 0), packed);
-      block = {packed, most};
+      read = {packed, most};
     } else {
-      block = a.from(row, 0);
+      read = a.from(row, 0);
     }
-    for (index n = first; n < end; n += W) {
-      const PanelOfB<T> b = panel(n);
-      const Result<T> result = target(n).from(row);
-      (end - n > L ? Tiles<T, Read, 2>::of : Tiles<T, Read, 1>::of)[height - 1](depth, block, b.data, b.stride, result);
-    }
-  });
+    for (index n = first; n < end; n += W) run(n, 1, height, row, read);
+    row += height;
+  }
 }
 
 // b's columns [n, n + V lanes) at depth [k, k + depth) to `panel`.

@@ -114,15 +114,18 @@ INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& resul
   }
 }
 
+// Tiles below one another, in one call: of little depth, each takes no longer than a call.
 template <class T, class A, int Rows, int Vectors>
-void tile_of(index depth, A a, const T* b, index ldb, const Result<T>& result) {
-  tile<T, Rows, Vectors>(depth, a, b, ldb, result);
+void column_of_tiles(index count, index depth, A a, const T* b, index ldb, Result<T> result) {
+  for (; count > 0; count--, a = a.from(Rows, 0), result = result.from(Rows))
+    tile<T, Rows, Vectors>(depth, a, b, ldb, result);
 }
 
-// The tiles of every height, from one row on.
+// For tiles of every height, from one row on.
 template <class T, class A, int Vectors, class = std::make_integer_sequence<int, tallest<A, Vectors>>>
 struct Tiles;
 template <class T, class A, int Vectors, int... Below>
 struct Tiles<T, A, Vectors, std::integer_sequence<int, Below...>> {
-  static constexpr void (*of[])(index, A, const T*, index, const Result<T>&) = {tile_of<T, A, Below + 1, Vectors>...};
+  static constexpr void (*of[])(index, index, A, const T*, index,
+                                Result<T>) = {column_of_tiles<T, A, Below + 1, Vectors>...};
 };
