@@ -73,7 +73,9 @@ def assembled(ptx: str, target: tuple[int, int]) -> str:
 
 
 def check(kernel: Kernel, dtype: np.dtype, target: tuple[int, int]) -> None:
-    ptx, _ = shim.cuda.compile_ptx(kernel.function, kernel.signature, cc=target)
+    options = {name: value for name, value in kernel.options.items() if name != "lto"}
+    ptx, _ = shim.cuda.compile_ptx(kernel.function, kernel.signature, cc=target, **options)
+    assert f".maxntid {kernel.threads}" in ptx
     if dtype == np.float32:
         assert not re.findall(r"\w+\.f64\b.*", ptx)
     # Sums live in registers: local memory would be many times slower.
