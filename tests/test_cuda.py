@@ -388,17 +388,20 @@ def test_narrow_networks_are_recognised():
     assert not suits([4, 6, 3], 10**5)  # the batch does not fit
     assert not suits([784, 128, 10], 64)  # nor the parameters
     storage = narrow.Storage(pf.MLP([4, 6, 3], "gelu")._spec, 2, 5)
-    assert storage.size == 4 * (3 * (5 * 7 + 7 * 3) + 5 * (4 + 2 * (6 + 3) + 6))
+    assert storage.size == 4 * (3 * (5 * 7 + 7 * 3) + 5 * ((5 + 7 + 4) + (6 + 3) + 6))
 
 
 def test_rowwise_activations_have_kernels():
     assert set(rows.ROWWISE) == {name for name, f in pf.activations.ACTIVATIONS.items() if f.rowwise}
 
 
-@pytest.mark.parametrize("tile", [products.SMALL, products.LARGE])
+@pytest.mark.parametrize("tile", [products.SMALL, products.LARGE, products._SIMULATED])
 def test_tiles_divide(tile):
-    assert tile.threads % 32 == 0
+    assert tile is products._SIMULATED or tile.threads % 32 == 0
     assert tile.threads <= 256
+    for length in (tile.rows, tile.columns, tile.depth):
+        assert length & (length - 1) == 0
+        assert length == tile.depth or length * tile.depth % tile.threads == 0
     assert tile.threads * tile.thread_rows * tile.thread_columns == tile.rows * tile.columns
 
 

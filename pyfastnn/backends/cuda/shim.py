@@ -27,6 +27,10 @@ with suppress(ImportError):  # the registry says so before anybody gets here
 
 SIMULATED = detection.simulated()
 
+at: Any = types.uint64 if types and not SIMULATED else int
+"""at(i): i as an index that is not negative. With others, which may count from the end, an inner loop has
+several times as many instructions."""
+
 
 class _SharedArrays(dict[Any, Any]):
     """The shared arrays of a simulated block: one that is missing is made by the thread that asked first.
