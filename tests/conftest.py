@@ -24,11 +24,6 @@ if SIMULATED:
     # The simulator's threads wait for each other all the time.
     sys.setswitchinterval(1e-5)
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-if SIMULATED:
-    # The simulator's threads wait for each other all the time.
-    sys.setswitchinterval(1e-5)
-
 if os.environ.get("PYFASTNN_REQUIRE_EXT") == "1":
     # Without this, a missing core would only make the tests fewer.
     CppBackend()

@@ -73,7 +73,9 @@ def assembled(ptx: str, target: tuple[int, int]) -> str:
 
 
 def check(kernel: Kernel, dtype: np.dtype, target: tuple[int, int]) -> None:
-    ptx, _ = shim.cuda.compile_ptx(kernel.function, kernel.signature, cc=target)
+    options = {name: value for name, value in kernel.options.items() if name != "lto"}
+    ptx, _ = shim.cuda.compile_ptx(kernel.function, kernel.signature, cc=target, **options)
+    assert f".maxntid {kernel.threads}" in ptx
     if dtype == np.float32:
         assert not re.findall(r"\w+\.f64\b.*", ptx)
     # Sums live in registers: local memory would be many times slower.
@@ -142,6 +144,16 @@ def test_kernels_compile_and_assemble(target, kernels: Callable[[np.dtype], list
     assert found
     for kernel in found:
         check(kernel, dtype, target)
+
+
+@pytest.mark.parametrize("target", TARGETS[1:], indirect=True)
+def test_products_do_little_but_multiply(target):
+    """No index in the inner loop is one that may count from the end."""
+    for kernel in product_kernels(np.dtype(np.float32)):
+        ptx, _ = shim.cuda.compile_ptx(kernel.function, kernel.signature, cc=target)
+        inner = max(re.split(r"^\$", ptx, flags=re.MULTILINE), key=lambda block: block.count("fma.rn.f32"))
+        assert inner.count("fma.rn.f32") >= 16
+        assert len(re.findall(r"\.[bsu]64\b", inner.split("bra")[0])) <= 8
 
 
 def test_rules_are_those_of_the_list():

@@ -17,7 +17,8 @@ _DLPACK_CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged
 
 
 class DeviceView(Remote):
-    """An array on the device as checks and kernels see it; ``flat`` is its memory, one-dimensional.
+    """An array on the device as checks and kernels see it; ``flat`` is its memory, one-dimensional, and
+    knows the backend's stream.
 
     Libraries that know ``__cuda_array_interface__`` take it as their own, again without a copy.
     """
@@ -32,7 +33,10 @@ class DeviceView(Remote):
 
     def copy_to_host(self) -> np.ndarray[Any, np.dtype[Any]]:
         """A NumPy array with the same numbers."""
-        return self.flat.copy_to_host().reshape(self.shape)
+        found = np.empty(self.shape, self.dtype)
+        with shim.ALONE:
+            shim.download(self.flat, found, self.flat.stream)
+        return found
 
     def bounds(self) -> tuple[int, int]:
         start = shim.address(self.flat)
@@ -50,16 +54,16 @@ def adopt(value: object, stream: Any) -> object:
     if isinstance(value, (np.ndarray, DeviceView)):
         return value
     if hasattr(value, "__cuda_array_interface__"):
-        return _view(shim.cuda.as_cuda_array(value), value)
+        return _view(shim.cuda.as_cuda_array(value), value, stream)
     if hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in _DLPACK_CUDA:
-        return _view(shim.cuda.as_cuda_array(_Exchanged(value, stream)), value)
+        return _view(shim.cuda.as_cuda_array(_Exchanged(value, stream)), value, stream)
     return value
 
 
-def _view(array: Any, owner: object) -> DeviceView:
+def _view(array: Any, owner: object, stream: Any) -> DeviceView:
     if not array.is_c_contiguous():
         raise ValueError(f"an array on the device must be C-contiguous, got strides {array.strides}")
-    return DeviceView(array.ravel(), array.shape, owner)
+    return DeviceView(array.ravel().bind(stream), array.shape, owner)
 
 
 class _Exchanged:

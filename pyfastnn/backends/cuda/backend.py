@@ -35,7 +35,7 @@ class CudaBackend(Backend):
     @cached_property
     def stream(self) -> Any:
         """All work of this backend, in order."""
-        return shim.new_stream()
+        return self.__dict__.setdefault("stream", shim.new_stream())  # the same for threads that ask at once
 
     @cached_property
     def gemm(self) -> blas.Gemm | None:
@@ -53,7 +53,8 @@ class CudaBackend(Backend):
         return {dtype.name: shim.upload(np.zeros(1, dtype), self.stream) for dtype in dtypes}
 
     def adopt(self, value: object) -> object:
-        return adopt(value, self.stream)
+        with shim.ALONE:
+            return adopt(value, self.stream)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: Sequence[object]) -> Array:
         if not any(isinstance(array, DeviceView) for array in like):
@@ -202,9 +203,9 @@ class CudaBackend(Backend):
         scale = batch_scale(loss, a.shape, weight)
         factors = np.full(n, scale) if weight is None else scale * weight.astype(np.float64)
         losses = np.empty(n, dtype)
-        spare, spare_order = self.nothing[dtype.name], self.nothing["int64"]
         labels = y.ndim == 1
         with self._call() as call:
+            spare, spare_order = self.nothing[dtype.name], self.nothing["int64"]
             d = shim.empty(n * m, dtype, self.stream) if out is None else call.result(out)
             targets = (spare, call.input(y)) if labels else (call.input(y), spare_order)
             scaled = call.input(factors.astype(dtype))
@@ -266,12 +267,16 @@ class _Call:
         self._results: list[tuple[DeviceArray, Array]] = []
 
     def __enter__(self) -> _Call:
+        shim.ALONE.acquire()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            for source, target in self._results:
-                shim.download(source, target, self._stream)
+        try:
+            if kind is None:
+                for source, target in self._results:
+                    shim.download(source, target, self._stream)
+        finally:
+            shim.ALONE.release()
 
     def input(self, array: Array) -> DeviceArray:
         return array.flat if isinstance(array, DeviceView) else shim.upload(array, self._stream)

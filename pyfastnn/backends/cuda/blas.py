@@ -1,4 +1,4 @@
-"""Large products by cuBLAS, called through ctypes: three functions of an interface that has not changed in
+"""Large products by cuBLAS, called through ctypes: five functions of an interface that has not changed in
 ten years do not need a binding of their own.
 
 The library comes from NVIDIA's wheel, a toolkit or the system, wherever cuda-pathfinder (which numba-cuda
@@ -14,6 +14,10 @@ import numpy as np
 
 from . import shim
 from .shim import DeviceArray
+
+# Bytes for cuBLAS to work in, as many as NVIDIA recommends for Hopper. Without, a recorded product
+# allocates and frees memory at every replay.
+_WORKSPACE = 32 << 20
 
 # Multiply-adds from which a product goes to cuBLAS: by then the launches that it cannot fuse cost less
 # than it gains. An estimate, not measured.
@@ -49,7 +53,11 @@ class Cublas:
         self._library = _load()
         self._handle = ctypes.c_void_p()
         self._check(self._library.cublasCreate_v2(ctypes.byref(self._handle)))
+        # In this order: a new stream takes the workspace away.
         self._check(self._library.cublasSetStream_v2(self._handle, ctypes.c_void_p(int(stream.handle))))
+        self._workspace = shim.empty(_WORKSPACE, np.dtype(np.uint8), stream)
+        place, size = ctypes.c_void_p(shim.address(self._workspace)), ctypes.c_size_t(_WORKSPACE)
+        self._check(self._library.cublasSetWorkspace_v2(self._handle, place, size))
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 from ...activations import ACTIVATIONS
 from ..plan import Spec
 from . import scalars, shim
-from .shim import Kernel, cuda
+from .shim import Kernel, at, cuda
 
 THREADS = 4 if shim.SIMULATED else 512
 WIDEST = 128
@@ -33,7 +33,7 @@ class Storage:
     """Where things lie in shared memory, in numbers from its start.
 
     Rows of weights are padded to an odd length, so that neither they nor their columns meet in one
-    bank; the biases are a last row.
+    bank; the biases are a last row. A row of activations ends with the one that the biases are multiplied by.
     """
 
     spec: Spec
@@ -59,8 +59,8 @@ class Storage:
     @cached_property
     def activations(self) -> tuple[int, ...]:
         """The start of the inputs, and of every layer's outputs; and the end."""
-        start = self.state * (1 + self.slots)
-        return tuple(start + self.batch * sum(self.spec.sizes[:i]) for i in range(len(self.spec.sizes) + 1))
+        start, lengths = self.state * (1 + self.slots), [size + 1 for size in self.spec.sizes]
+        return tuple(start + self.batch * sum(lengths[:i]) for i in range(len(lengths) + 1))
 
     @cached_property
     def deltas(self) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class Storage:
 
     @cached_property
     def sums(self) -> tuple[int, ...]:
-        """What each layer's slope is computed from: its outputs, or z, kept behind all the rest."""
+        """What each layer's slope is computed from: its outputs, or z, kept behind all the rest (no ones)."""
         found, end = [], self.deltas[-1]
         for i, activation in enumerate(self.spec.activations):
             kept = activation.slope_from == "input"
@@ -93,11 +93,11 @@ def suits(spec: Spec, slots: int, batch: int) -> bool:
 
 @cache
 def _product(dtype: np.dtype[Any], finish: Any) -> Step:
-    """f(memory, me, rows, columns, depth, A, its row and depth strides, B's, arguments of finish).
+    """f(memory, me, (rows, columns, depth), A and its row and depth strides, B and its, arguments of finish).
 
-    finish(sum, memory, i, j, ...) for every element; A has a row of ones where ``ones`` is its number.
+    finish(sum, memory, i, j, ...) for every element.
     """
-    real, zero, one = shim.element(dtype), dtype.type(0), dtype.type(1)
+    real, zero = shim.element(dtype), dtype.type(0)
     side, count, threads = _TILE, _TILE * _TILE, THREADS
 
     def run(
@@ -106,7 +106,6 @@ def _product(dtype: np.dtype[Any], finish: Any) -> Step:
         shape: tuple[int, int, int],
         a: tuple[int, int, int],
         b: tuple[int, int, int],
-        ones: tuple[int, int],
         more: Any,
     ) -> None:
         rows, columns, depth = shape
@@ -117,15 +116,15 @@ def _product(dtype: np.dtype[Any], finish: Any) -> Step:
             top, left = tile // across, tile % across
             for e in range(count):
                 sums[e] = zero
-            for p in range(depth):
+            p = 0
+            while p < depth:  # a range takes twice as many instructions
                 for i in range(side):
                     row = min(top + i * down, rows - 1)
-                    number = one
-                    if row != ones[0] and p != ones[1]:
-                        number = memory[a[0] + row * a[1] + p * a[2]]
+                    number = memory[at(a[0] + row * a[1] + p * a[2])]
                     for j in range(side):
                         column = min(left + j * across, columns - 1)
-                        sums[i * side + j] += number * memory[b[0] + p * b[1] + column * b[2]]
+                        sums[i * side + j] += number * memory[at(b[0] + p * b[1] + column * b[2])]
+                p += 1
             for i in range(side):
                 for j in range(side):
                     row, column = top + i * down, left + j * across
@@ -151,13 +150,13 @@ def _forward(storage: Storage, layer: int) -> Step:
 
     def finish(total: Any, memory: Any, i: int, j: int, more: Any) -> None:
         if keep_z:
-            memory[z + i * m + j] = total
-        memory[out + i * m + j] = value(total)
+            memory[at(z + i * m + j)] = total
+        memory[at(out + i * (m + 1) + j)] = value(total)
 
     product = _product(dtype, shim.device(finish))
 
     def run(memory: Any, me: int, rows: int, numbers: Any) -> None:
-        product(memory, me, (rows, m, k + 1), (x, k, 1), (w, width, 1), (-1, k), numbers)
+        product(memory, me, (rows, m, k + 1), (x, k + 1, 1), (w, width, 1), numbers)
         cuda.syncthreads()
 
     return shim.device(run)
@@ -173,15 +172,16 @@ def _backward(storage: Storage, layer: int) -> Step:
         storage.deltas[layer - 1],
         storage.sums[layer - 1],
     )
-    width, delta = storage.widths[layer], scalars.delta(spec.activations[layer - 1], dtype)
+    width, below = storage.widths[layer], spec.activations[layer - 1]
+    delta, length = scalars.delta(below, dtype), k if below.slope_from == "input" else k + 1
 
     def finish(total: Any, memory: Any, i: int, j: int, more: Any) -> None:
-        memory[out + i * k + j] = delta(total, memory[s + i * k + j])
+        memory[at(out + i * k + j)] = delta(total, memory[at(s + i * length + j)])
 
     product = _product(dtype, shim.device(finish))
 
     def run(memory: Any, me: int, rows: int, numbers: Any) -> None:
-        product(memory, me, (rows, k, m), (d, m, 1), (w, 1, width), (-1, -1), numbers)
+        product(memory, me, (rows, k, m), (d, m, 1), (w, 1, width), numbers)
         cuda.syncthreads()
 
     return shim.device(run)
@@ -195,21 +195,21 @@ def _descend(storage: Storage, layer: int, rule: Any) -> Step:
     width, state, slots = storage.widths[layer], storage.state, storage.slots
 
     def finish(total: Any, memory: Any, i: int, j: int, numbers: Any) -> None:
-        place = w + i * width + j
-        first = memory[place + state] if slots > 0 else zero
-        second = memory[place + 2 * state] if slots > 1 else zero
+        place = at(w + i * width + j)
+        first = memory[place + at(state)] if slots > 0 else zero
+        second = memory[place + at(2 * state)] if slots > 1 else zero
         n0, n1, n2, n3 = numbers
         changed, first, second = rule(memory[place], total, first, second, n0, n1, n2, n3)
         memory[place] = changed
         if slots > 0:
-            memory[place + state] = first
+            memory[place + at(state)] = first
         if slots > 1:
-            memory[place + 2 * state] = second
+            memory[place + at(2 * state)] = second
 
     product = _product(dtype, shim.device(finish))
 
     def run(memory: Any, me: int, rows: int, numbers: Any) -> None:
-        product(memory, me, (k + 1, m, rows), (x, 1, k), (d, m, 1), (k, -1), numbers)
+        product(memory, me, (k + 1, m, rows), (x, 1, k + 1), (d, m, 1), numbers)
         cuda.syncthreads()
 
     return shim.device(run)
@@ -234,7 +234,7 @@ def _output(storage: Storage, labels: bool) -> Callable[..., Any]:
     target = shim.device(target)
 
     def run(memory: Any, row: int, y: Any, y_labels: Any, sample: int, factor: Any) -> Any:
-        start, total, mixed = a + row * m, zero, zero
+        start, total, mixed = a + row * (m + 1), zero, zero
         if rowwise:
             top, whole = lowest, zero
             for j in range(m):
@@ -260,6 +260,22 @@ def _output(storage: Storage, labels: bool) -> Callable[..., Any]:
                 slope = delta(gradient(a_j, y_j), a_j)
             memory[d + row * m + j] = slope * factor
         return total
+
+    return shim.device(run)
+
+
+def _ones(storage: Storage, layer: int) -> Step:
+    """What the layer's inputs end with."""
+    x, k, one, threads = (
+        storage.activations[layer],
+        storage.spec.sizes[layer],
+        storage.spec.dtype.type(1),
+        THREADS,
+    )
+
+    def run(memory: Any, me: int, rows: int, numbers: Any) -> None:
+        for row in range(me, rows, threads):
+            memory[x + row * (k + 1) + k] = one
 
     return shim.device(run)
 
@@ -315,6 +331,7 @@ def epoch(spec: Spec, rule_name: str, slots: int, numbers: int, batch: int, labe
     """
     storage, dtype = Storage(spec, slots, batch), spec.dtype
     rule, count = scalars.rule(rule_name, slots, numbers, dtype), len(spec.layers)
+    ones = _in_turn([_ones(storage, i) for i in range(count)])
     forward = _in_turn([_forward(storage, i) for i in range(count)])
     backward: list[Step] = []
     for i in reversed(range(count)):
@@ -341,6 +358,7 @@ def epoch(spec: Spec, rule_name: str, slots: int, numbers: int, batch: int, labe
     ) -> None:
         memory = cuda.shared.array(0, real)
         me = cuda.threadIdx.x
+        ones(memory, me, batch, 0)
         move(memory, me, w, 0, False)
         if slots > 0:
             move(memory, me, v0, 1, False)
@@ -350,7 +368,8 @@ def epoch(spec: Spec, rule_name: str, slots: int, numbers: int, batch: int, labe
             start = step * batch
             rows = min(batch, samples - start)
             for e in range(me, rows * inputs, threads):
-                memory[x_start + e] = x[order[start + e // inputs] * inputs + e % inputs]
+                row = e // inputs
+                memory[at(x_start + e + row)] = x[at(order[at(start + row)] * inputs + e - row * inputs)]
             cuda.syncthreads()
             first = step * width
             row_of_table = table[first], table[first + 1], table[first + 2], table[first + 3]

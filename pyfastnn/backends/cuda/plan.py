@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
 import numpy as np
 
 from ..._typing import Array
@@ -13,9 +17,25 @@ from .backend import CudaBackend, number_table
 from .products import BACKWARD, Layout
 from .shim import DeviceArray
 
-_STEPS_PER_GRAPH = 32  # launched together; enough that the host is far ahead
+# Steps recorded together. Enough that the host, to which a launch costs about 10 us, is far ahead; few,
+# since recording costs it as much as doing them once without.
+_FEWEST_STEPS, _MOST_STEPS = 4, 8
 _MOST_ROWS = 65_536  # of a prediction, at a time: hidden layers need room
 _MOST_REMEMBERED = 4  # arrays for predictions that stay on the device while a fit lasts
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _alone(method: Method) -> Method:
+    """The method while no other thread uses the device."""
+
+    @wraps(method)
+    def locked(self: Any, *args: Any) -> Any:
+        with shim.ALONE:
+            return method(self, *args)
+
+    return locked  # type: ignore[return-value]
 
 
 class CudaPlan(Plan):
@@ -66,6 +86,7 @@ class CudaPlan(Plan):
         if activation.rowwise:
             self.cuda.activate_rows(activation, a, count, m)
 
+    @_alone
     def loss_and_gradient(
         self, params: Array, x: Array, y: Array, weight: Array | None, gradient: Array
     ) -> float:
@@ -93,6 +114,7 @@ class CudaPlan(Plan):
         with self.training(params, x, y, weight, batch_size, optimizer, state) as run:
             return run.epoch(order)
 
+    @_alone
     def training(
         self,
         params: Array,
@@ -110,6 +132,11 @@ def layers_of(flat: DeviceArray, spec: Spec) -> list[DeviceArray]:
     """Weights and biases of every layer, in one piece each."""
     ends = np.cumsum([(k + 1) * m for k, m in spec.layers]).tolist()
     return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def steps_together(whole: int) -> int:
+    """Of the whole batches of an epoch, so many that few are left over."""
+    return min(range(_FEWEST_STEPS, _MOST_STEPS + 1), key=lambda count: whole % count)
 
 
 class Resident(Training):
@@ -140,7 +167,7 @@ class Resident(Training):
         self.order: DeviceArray = None
         self.table: DeviceArray = None
         self.factors: DeviceArray = None
-        self._stale = False
+        self._stale = self._compiled = False
         self._graph: shim.Graph | None = None
         self.base = shim.upload(np.zeros(1, np.int64), self.stream)
         self._remembered: dict[int, tuple[Array, DeviceArray]] = {}
@@ -170,24 +197,26 @@ class Resident(Training):
         self.parts = layers_of(self.state[0], spec)
         self.gradients = layers_of(self.gradient, spec)
 
+    @_alone
     def __exit__(self, *details: object) -> None:
         try:
             self.pull()
         finally:
-            if self._graph is not None:
-                self._graph.close()
-                self._graph = None
+            self._forget_graph()
 
+    @_alone
     def pull(self) -> None:
         if self._stale:
             for source, target in zip(self.state, self._host, strict=True):
                 shim.download(source, target, self.stream)
             self._stale = False
 
+    @_alone
     def push(self) -> None:
         for target, array in zip(self.state, self._host, strict=True):
             shim.refill(target, array, self.stream)
 
+    @_alone
     def forward(self, x: Array, out: Array) -> None:
         inside = out.flat if isinstance(out, DeviceView) else shim.empty(out.size, out.dtype, self.stream)
         self.plan.run_forward(self.state[0], self._remember(x), len(x), inside)
@@ -206,6 +235,7 @@ class Resident(Training):
             self._remembered[id(x)] = x, shim.upload(x, self.stream)
         return self._remembered[id(x)][1]
 
+    @_alone
     def epoch(self, order: Array | None) -> float:
         assert self.optimizer is not None
         assert self.memory is not None
@@ -214,10 +244,9 @@ class Resident(Training):
         dtype, steps = self.plan.spec.dtype, -(-len(order) // self.batch)
         numbers = self.optimizer.numbers(self.memory.step + 1, steps)
         table = number_table(numbers, dtype)
-        weights, factors = self._factors(order)
+        weights = self._send_factors(order)
         self._send("order", order)
         self._send("table", table)
-        self._send("factors", factors)
         self._stale = True
         if self.fused:
             self._run_fused(numbers.shape[1])
@@ -240,16 +269,19 @@ class Resident(Training):
             self._graph.close()
             self._graph = None
 
-    def _factors(self, order: Array) -> tuple[Array, Array]:
-        """Of every place in the order: its sample's weight; and that over its batch's sum, and so on."""
+    def _send_factors(self, order: Array) -> Array:
+        """The weights of the samples in this order; the device gets them over their batches' sums."""
         spec = self.plan.spec
         weights = np.ones(len(order)) if self.weight is None else self.weight[order].astype(np.float64)
+        if self.weight is None and self.factors is not None:
+            return weights  # the same in any order
         factors = np.empty(len(order))
         for start in range(0, len(order), self.batch):
             part = slice(start, start + self.batch)
             chosen = weights[part]
             factors[part] = batch_scale(spec.loss, (len(chosen), spec.sizes[-1]), chosen) * chosen
-        return weights, factors.astype(spec.dtype)
+        self._send("factors", factors.astype(spec.dtype))
+        return weights
 
     def _mean_loss(self, weights: Array) -> float:
         """Of the samples, from the sums over their outputs that the kernels left."""
@@ -272,23 +304,24 @@ class Resident(Training):
         """Whole batches by graphs of some steps each where there are enough, the rest one by one."""
         whole, done = self.count // self.batch, 0
         shim.refill(self.base, np.zeros(1, np.int64), self.stream)
-        if whole > _STEPS_PER_GRAPH:
+        if not self._compiled:
+            self._several(1, numbers)  # compiles every kernel, which a recording cannot do
+            done, self._compiled = 1, True
+        together = steps_together(whole)
+        if whole - done >= together:
             if self._graph is None:
-                self._step(0, self.batch, numbers)  # compiles every kernel, which a recording cannot do
-                done = 1
-                self._graph = shim.Graph(lambda: self._several(numbers), self.stream)
-                shim.refill(self.base, np.ones(1, np.int64), self.stream)
-            for _ in range((whole - done) // _STEPS_PER_GRAPH):
+                self._graph = shim.Graph(lambda: self._several(together, numbers), self.stream)
+            for _ in range((whole - done) // together):
                 self._graph.launch()
-                done += _STEPS_PER_GRAPH
+                done += together
         for step in range(done, steps):
             # base says how many steps have been done before.
             self._step(step - done, min(self.batch, self.count - step * self.batch), numbers)
 
-    def _several(self, numbers: int) -> None:
-        for step in range(_STEPS_PER_GRAPH):
+    def _several(self, count: int, numbers: int) -> None:
+        for step in range(count):
             self._step(step, self.batch, numbers)
-        elements.advance().launch(1, self.stream, self.base, _STEPS_PER_GRAPH)
+        elements.advance().launch(1, self.stream, self.base, count)
 
     def _step(self, step: int, count: int, numbers: int) -> None:
         assert self.optimizer is not None
@@ -320,8 +353,7 @@ class Resident(Training):
     def gradient_of_all(self) -> float:
         """The loss of all samples; ``gradient`` is its derivative."""
         order = np.arange(self.count)
-        weights, factors = self._factors(order)
+        weights = self._send_factors(order)
         self._send("order", order)
-        self._send("factors", factors)
         self._backpropagate((self.order, self.base, 0, self.batch), self.count)
         return self._mean_loss(weights)

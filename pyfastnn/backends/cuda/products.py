@@ -17,12 +17,15 @@ import numpy as np
 
 from ...activations import Activation
 from . import scalars, shim
-from .shim import Kernel, cuda
+from .shim import Kernel, at, cuda
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Elements of the product that a block computes, in steps of ``depth``; and that a thread does."""
+    """Elements of the product that a block computes, in steps of ``depth``; and that a thread does.
+
+    Rows, columns and depth are powers of two, and a block's threads load every side in equal parts.
+    """
 
     rows: int
     columns: int
@@ -104,23 +107,33 @@ def through(activation: Activation, dtype: np.dtype[Any]) -> Finish:
 
 
 def _loads(layout: Layout, dtype: np.dtype[Any]) -> tuple[Any, Any]:
-    """A[i, p] and B[p, j], which lie inside."""
+    """A[i, p] and B[p, j]; zero outside, where they read something inside instead.
+
+    Without branches, so that a thread need not wait for one number to ask for the next.
+    """
     a_transposed, b_transposed = layout.a_transposed, layout.b_transposed
-    gathered, ones, one = layout.gathered, layout.ones, dtype.type(1)
+    gathered, ones, zero, one = layout.gathered, layout.ones, dtype.type(0), dtype.type(1)
 
     def load_a(order: Any, start: int, a: Any, i: int, p: int, rows: int, depth: int) -> Any:
+        inside = (i < rows) & (p < depth)
+        i, p = min(i, rows - 1), min(p, depth - 1)
         sample, feature = (p, i) if a_transposed else (i, p)
         features = rows if a_transposed else depth
+        beyond = False
         if ones:
             features -= 1
-            if feature == features:
-                return one
+            beyond, feature = feature == features, min(feature, features - 1)
         if gathered:
-            sample = order[start + sample]
-        return a[sample * features + feature]
+            sample = order[at(start + sample)]
+        number = a[at(sample * features + feature)]
+        number = one if beyond else number
+        return number if inside else zero
 
     def load_b(b: Any, p: int, j: int, depth: int, columns: int) -> Any:
-        return b[j * depth + p] if b_transposed else b[p * columns + j]
+        inside = (p < depth) & (j < columns)
+        p, j = min(p, depth - 1), min(j, columns - 1)
+        number = b[at(j * depth + p)] if b_transposed else b[at(p * columns + j)]
+        return number if inside else zero
 
     return shim.device(load_a), shim.device(load_b)
 
@@ -139,6 +152,10 @@ def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) ->
     down, sums_count = tile.rows // thread_rows, thread_rows * thread_columns
     a_stride, b_stride = tile.rows + 1, tile.columns + 1  # odd: no two threads of a warp in one bank
     a_count, b_count = a_stride * tile.depth, b_stride * tile.depth
+    a_loads, b_loads = tile.rows * tile.depth // threads, tile.columns * tile.depth // threads
+    row_bits, column_bits, depth_bits = (
+        length.bit_length() - 1 for length in (tile.rows, tile.columns, tile.depth)
+    )
     a_transposed, b_transposed = layout.a_transposed, layout.b_transposed
     gathered = layout.gathered
 
@@ -169,37 +186,36 @@ def product(layout: Layout, finish: Finish, tile: Tile, dtype: np.dtype[Any]) ->
         start = (base[0] + step) * batch if gathered else 0
         for front in range(0, depth, tile_depth):
             # Neighbouring threads read neighbouring numbers, whichever way the matrix lies.
-            for e in range(me, tile_rows * tile_depth, threads):
+            for turn in range(a_loads):
+                e = me + turn * threads
                 if a_transposed:
-                    i, p = e % tile_rows, e // tile_rows
+                    i, p = e & (tile_rows - 1), e >> row_bits
                 else:
-                    i, p = e // tile_depth, e % tile_depth
-                number = zero
-                if top + i < rows and front + p < depth:
-                    number = load_a(order, start, a, top + i, front + p, rows, depth)
-                a_tile[p * a_stride + i] = number
-            for e in range(me, tile_columns * tile_depth, threads):
+                    i, p = e >> depth_bits, e & (tile_depth - 1)
+                a_tile[at(p * a_stride + i)] = load_a(order, start, a, top + i, front + p, rows, depth)
+            for turn in range(b_loads):
+                e = me + turn * threads
                 if b_transposed:
-                    j, p = e // tile_depth, e % tile_depth
+                    j, p = e >> depth_bits, e & (tile_depth - 1)
                 else:
-                    j, p = e % tile_columns, e // tile_columns
-                number = zero
-                if left + j < columns and front + p < depth:
-                    number = load_b(b, front + p, left + j, depth, columns)
-                b_tile[p * b_stride + j] = number
+                    j, p = e & (tile_columns - 1), e >> column_bits
+                b_tile[at(p * b_stride + j)] = load_b(b, front + p, left + j, depth, columns)
             cuda.syncthreads()
-            # Beyond the end both sides are zero, which adds nothing; so the loop can be unrolled.
-            for p in range(tile_depth):
+            # Beyond the end both sides are zero, which adds nothing; so the loop can be unrolled. That the
+            # compiler does with this form of it, and not with a range.
+            p = 0
+            while p < tile_depth:
                 for i in range(thread_rows):
                     for j in range(thread_columns):
-                        left_number = a_tile[p * a_stride + row + i * down]
-                        right_number = b_tile[p * b_stride + column + j * across]
+                        left_number = a_tile[at(p * a_stride + row + i * down)]
+                        right_number = b_tile[at(p * b_stride + column + j * across)]
                         sums[i * thread_columns + j] += left_number * right_number
+                p += 1
             cuda.syncthreads()
         for i in range(thread_rows):
             for j in range(thread_columns):
                 y, x = top + row + i * down, left + column + j * across
                 if y < rows and x < columns:
-                    finish(sums[i * thread_columns + j], s, z, out, y * columns + x)
+                    finish(sums[i * thread_columns + j], s, z, out, at(y * columns + x))
 
     return Kernel(kernel, "II RRRRR iiiii", dtype, threads)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import cache
 from importlib import import_module
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ with suppress(ImportError):  # the registry says so before anybody gets here
     cuda, types = import_module("numba.cuda"), numba.types
 
 SIMULATED = detection.simulated()
+
+at: Any = types.uint64 if types and not SIMULATED else int
+"""at(i): i as an index that is not negative. With others, which may count from the end, an inner loop has
+several times as many instructions."""
 
 
 class _SharedArrays(dict[Any, Any]):
@@ -62,6 +66,10 @@ def _make_shared_arrays_once() -> None:
 
 if SIMULATED:
     _make_shared_arrays_once()
+
+ALONE = RLock()
+"""Held by the thread that uses the device. All threads share a stream, and what one puts there while
+another records a graph would become part of that graph."""
 
 DeviceArray = Any
 """An array in the memory of the device, as numba-cuda has it."""
@@ -118,12 +126,19 @@ class Kernel:
     def signature(self) -> tuple[Any, ...]:
         return tuple(_LETTERS[letter](element(self._dtype)) for letter in self._letters)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the compiler. Without the threads it might give each more registers than a block has for it."""
+        # Optimizing again while linking, numba-cuda's default, changes nothing here and takes twice as long.
+        return {"launch_bounds": self.threads, "lto": False}
+
     def _compile(self) -> Any:
-        compiled = cuda.jit(self.function)
-        if not SIMULATED:
-            kernel = compiled.compile(self.signature)
-            if self.shared > _SHARED_WITHOUT_ASKING:
-                _allow_shared(kernel, self.shared)
+        if SIMULATED:
+            return cuda.jit(self.function)
+        compiled = cuda.jit(self.function, **self.options)
+        kernel = compiled.compile(self.signature)
+        if self.shared > _SHARED_WITHOUT_ASKING:
+            _allow_shared(kernel, self.shared)
         return compiled
 
     def launch(self, blocks: int | tuple[int, int], stream: Any, *arguments: Any) -> None:
@@ -192,7 +207,7 @@ def upload(array: Array, stream: Any) -> DeviceArray:
     """A flat copy of a contiguous array on the device."""
     if not array.size:
         return empty(0, array.dtype, stream)
-    return cuda.to_device(array.reshape(-1), stream=stream)
+    return cuda.to_device(array.reshape(-1), stream=stream).bind(stream)  # the simulator forgets it
 
 
 def refill(target: DeviceArray, array: Array | DeviceArray, stream: Any) -> None:
@@ -241,8 +256,10 @@ class Graph:
         _check(driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
         try:
             self._record()
-        finally:
-            graph = _check(driver.cuStreamEndCapture(handle))
+        except BaseException:
+            driver.cuStreamEndCapture(handle)  # else the stream could not be used again
+            raise
+        graph = _check(driver.cuStreamEndCapture(handle))
         try:
             return _check(driver.cuGraphInstantiate(graph, 0))
         finally:
