@@ -9,15 +9,16 @@ namespace pyfastnn {
 
 using index = std::ptrdiff_t;
 
-// Rows of a batch that go through the layers together, and the depth that a product sums at once.
+// Rows of a batch that go through the layers together, and of a whose columns are packed together, a multiple of
+// every tile's; the depth that a product sums at once.
 constexpr index max_tile_rows = 384;
 constexpr index max_depth = 256;
 // What a product packs of b: half a megabyte, part of the second-level cache.
 template <class T>
 constexpr index packed_size = (index(1) << 19) / index(sizeof(T));
-// Elements of scratch that one product needs: that, and rows of a, at most 12 and a vector more.
+// Elements of scratch that one product needs: that, and columns of a for as many rows of the result.
 template <class T>
-constexpr index scratch_size = packed_size<T> + 12 * max_depth + 64 / index(sizeof(T));
+constexpr index scratch_size = packed_size<T> + max_tile_rows * max_depth;
 
 // A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
 // one another. A product reads or writes one from end to end.

@@ -72,16 +72,21 @@ INLINE void transpose_panels(const Panels& panels, index row, index k, index dep
   }
 }
 
-// `height` rows of a transposed a to (depth, Stride), Stride being the height of the tallest tile; `inside` rows
-// may be read.
+// Blocks of rows of a transposed a, each to (depth, Stride), Stride being the height of the tallest tile. `inside`
+// rows may be read.
 template <class T, int Stride, class A>
-INLINE void pack_columns(index height, index inside, index depth, A a, T* packed) {
-  for (index k = 0; k < depth; k++, packed += Stride) {
-    const T* from = a.column(k);
-    if (inside >= Stride) {
-      __builtin_memcpy(packed, from, Stride * sizeof(T));
-    } else {
-      for (index i = 0; i < height; i++) packed[i] = from[i];
+INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a, T* packed) {
+  for (index block = 0; block < blocks.count; block++) {
+    const index height = blocks.height + (block < blocks.taller);
+    for (index k = 0; k < depth; k++, packed += Stride) {
+      const T* from = a.column(k);
+      if (inside >= Stride) {
+        __builtin_memcpy(packed, from, Stride * sizeof(T));
+      } else {
+        for (index i = 0; i < height; i++) packed[i] = from[i];
+      }
     }
+    a = a.from(height, 0);
+    inside -= height;
   }
 }

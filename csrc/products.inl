@@ -30,16 +30,6 @@ INLINE index row_product(const Gemm<T>& g, A a, index columns) {
   return n;
 }
 
-// Rows in blocks of nearly equal height, at most `most`: the first `taller` of them have a row more.
-struct RowBlocks {
-  index count, height, taller;
-
-  INLINE RowBlocks of(index rows, index most) {
-    const index count = (rows + most - 1) / most;
-    return {count, count ? rows / count : 0, count ? rows % count : 0};
-  }
-};
-
 template <class T>
 struct PanelOfB {  // one or two vectors of columns
   const T* data;
@@ -47,40 +37,45 @@ struct PanelOfB {  // one or two vectors of columns
 };
 
 // Columns [first, end) of the result, over one block of depth. panel(n) is b's panel from column n on, target(n)
-// where the result goes. With Packs, a's rows are packed to `packed`.
-template <class T, bool Packs, class A, class Panel, class Target>
+// where the result goes. a's columns are packed to `packed`, unless it is null.
+template <class T, class A, class Panel, class Target>
 INLINE void multiply(index rows, index depth, index first, index end, A a, T* packed, Panel panel, Target target) {
   constexpr index L = lanes<T>, W = 2 * L;
-  using Read = std::conditional_t<Packs, ColumnMajor<T>, A>;
-  constexpr int most = tallest<Read, 2>;
-  const RowBlocks blocks = RowBlocks::of(rows, end - first > L || Packs ? most : tallest<Read, 1>);
-  // `count` blocks from row `row` on by the panel from column n on.
-  const auto run = [&](index n, index count, index height, index row, Read read) {
+  // `count` blocks of rows, from `row` on, by the panel from column n on.
+  const auto run = [&](index n, index count, index height, index row, auto read) {
+    using Read = decltype(read);
     const PanelOfB<T> b = panel(n);
     (end - n > L ? Tiles<T, Read, 2>::of : Tiles<T, Read, 1>::of)[height - 1](count, depth, read, b.data, b.stride,
                                                                               target(n).from(row));
   };
-  if constexpr (!Packs) {
-    // Of what stays in the first-level cache, all blocks of a height in one call.
-    if (end - first <= W || rows * depth * index(sizeof(T)) <= 16 * 1024) {
-      const index below = blocks.taller * (blocks.height + 1);
-      for (index n = first; n < end; n += W) {
-        if (blocks.taller) run(n, blocks.taller, blocks.height + 1, 0, a);
-        if (below < rows) run(n, blocks.count - blocks.taller, blocks.height, below, a.from(below, 0));
-      }
-      return;
+  // All blocks, panel by panel; read(block, row) is where a block is read.
+  const auto by_panels = [&](const RowBlocks& blocks, index first_row, auto read) {
+    const index below = blocks.taller * (blocks.height + 1);
+    for (index n = first; n < end; n += W) {
+      if (blocks.taller) run(n, blocks.taller, blocks.height + 1, first_row, read(0, 0));
+      if (blocks.count > blocks.taller)
+        run(n, blocks.count - blocks.taller, blocks.height, first_row + below, read(blocks.taller, below));
     }
+  };
+
+  if constexpr (A::transposed) {
+    constexpr int most = tallest<A, 2>;
+    for (index row = 0; packed && row < rows; row += max_tile_rows) {
+      const RowBlocks blocks = RowBlocks::of(clamp(rows - row, max_tile_rows), most);
+      pack_columns<T, most>(blocks, rows - row, depth, a.from(row, 0), packed);
+      by_panels(blocks, row, [&](index block, index) {
+        return PackedColumns<T, most>{packed + block * most * depth, most * depth};
+      });
+    }
+    if (packed) return;
   }
+  const RowBlocks blocks = RowBlocks::of(rows, end - first > L ? tallest<A, 2> : tallest<A, 1>);
+  // The first-level cache holds a, or else a block of its rows.
+  if (end - first <= W || rows * depth * index(sizeof(T)) <= 16 * 1024)
+    return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
   for (index block = 0, row = 0; block < blocks.count; block++) {
     const index height = blocks.height + (block < blocks.taller);
-    Read read;
-    if constexpr (Packs) {
-      pack_columns<T, most>(height, rows - row, depth, a.from(row, 0), packed);
-      read = {packed, most};
-    } else {
-      read = a.from(row, 0);
-    }
-    for (index n = first; n < end; n += W) run(n, 1, height, row, read);
+    for (index n = first; n < end; n += W) run(n, 1, height, row, a.from(row, 0));
     row += height;
   }
 }
@@ -169,11 +164,8 @@ void product(const Gemm<T>& g, index last_column) {
         return {start,  k || c_panels ? ldc : g.start_stride, g.c + at, ldc, g.descends,
                 g.rate, rest < W && rest % L ? rest % L : L};
       };
-      const A a = whole_a.from(0, k);
-      if (A::transposed && blocks.pack_a)
-        multiply<T, A::transposed>(g.rows, depth, first, end, a, packed_b + packed_size<T>, panel, target);
-      else
-        multiply<T, false>(g.rows, depth, first, end, a, nullptr, panel, target);
+      T* const packed_a = blocks.pack_a ? packed_b + packed_size<T> : nullptr;
+      multiply(g.rows, depth, first, end, whole_a.from(0, k), packed_a, panel, target);
       k += depth;
     } while (k < g.depth);
   }

@@ -44,6 +44,16 @@ struct ColumnPointers {  // i in rows[k]
   const T* column(index k) const { return rows[k] + offset; }
 };
 
+// As ColumnMajor, in packed blocks of `stride` rows: the next rows are those of the next block.
+template <class T, int Stride>
+struct PackedColumns {
+  static constexpr bool transposed = true;
+  const T* data;
+  index block;
+  PackedColumns from(index, index) const { return {data + block, block}; }
+  const T* column(index k) const { return data + k * Stride; }
+};
+
 // Rows of a tile, which keep their sums in registers: 32 of them with AVX-512 and on arm64, else 16. As rows, a
 // takes an address each, for which there are other registers, 16 at most.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -114,11 +124,31 @@ INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& resul
   }
 }
 
+// Rows in blocks of nearly equal height, at most `most`: the first `taller` of them have a row more.
+struct RowBlocks {
+  index count, height, taller;
+
+  INLINE RowBlocks of(index rows, index most) {
+    const index count = (rows + most - 1) / most;
+    return {count, count ? rows / count : 0, count ? rows % count : 0};
+  }
+};
+
 // Tiles below one another, in one call: of little depth, each takes no longer than a call.
 template <class T, class A, int Rows, int Vectors>
 void column_of_tiles(index count, index depth, A a, const T* b, index ldb, Result<T> result) {
-  for (; count > 0; count--, a = a.from(Rows, 0), result = result.from(Rows))
+  const bool adds = depth >= 64 && (result.descends || result.start == result.c);
+  for (; count > 0; count--, a = a.from(Rows, 0)) {
+    const Result<T> next = result.from(Rows);
+    // What the next tile adds to arrives meanwhile.
+    if (adds && count > 1) {
+      UNROLL for (int i = 0; i < Rows; i++) {
+        UNROLL for (int j = 0; j < Vectors; j++) __builtin_prefetch(next.c + i * next.ldc + j * lanes<T>, 1);
+      }
+    }
     tile<T, Rows, Vectors>(depth, a, b, ldb, result);
+    result = next;
+  }
 }
 
 // For tiles of every height, from one row on.

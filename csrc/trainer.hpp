@@ -243,31 +243,18 @@ class Worker {
   void weight_product(size_t i, index low, index high, index rows, const T* start, T* c, const double* rate,
                       T* scratch) {
     const Layer<T>& layer = network_.layers[i];
-    for (index first = low; first < high; first += max_tile_rows) {
-      Gemm<T> product{std::min(max_tile_rows, high - first),
-                      layer.outputs,
-                      rows,
-                      nullptr,
-                      0,
-                      d_[i].data(),
-                      layer.stride,
-                      start,
-                      0,
-                      c,
-                      0,
-                      scratch,
-                      true};
-      product.panels = &layer.panels;
-      product.panel_row = first;
-      product.descends = rate != nullptr;
-      product.rate = rate ? T(*rate) : T(0);
-      set_inputs(product, i, 0);
-      if (i)
-        product.a += first;
-      else
-        product.a_offset = first;
-      (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
-    }
+    Gemm<T> product{high - low, layer.outputs, rows, nullptr, 0, d_[i].data(), layer.stride, start, 0, c,
+                    0,          scratch,       true};
+    product.panels = &layer.panels;
+    product.panel_row = low;
+    product.descends = rate != nullptr;
+    product.rate = rate ? T(*rate) : T(0);
+    set_inputs(product, i, 0);
+    if (i)
+      product.a += low;
+    else
+      product.a_offset = low;
+    (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
   }
 
   // The start of a row that the next step takes: the processor itself follows a long one from there.
