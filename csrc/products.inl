@@ -1,7 +1,6 @@
 // Matrix products. Blocks of b's columns, then of its depth, stay in the second-level cache while the rows of
-// a go by, as many at once as a tile has; these stay in the first-level cache. b is read in whole vectors: where
-// it lies when that is cheap and inside its rows, else from a packed copy. Blocking, packing and threads
-// change no bit of the result.
+// a go by. b is read in whole vectors: where it lies when that is cheap and inside its rows, else from a packed
+// copy. Blocking, packing and threads change no bit of the result.
 
 // One row against all whole vectors of columns, most of them eight at a time: a row has no other rows
 // to hide the latency of its sums behind. Returns how many columns that were.
@@ -70,8 +69,9 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     if (packed) return;
   }
   const RowBlocks blocks = RowBlocks::of(rows, end - first > L ? tallest<A, 2> : tallest<A, 1>);
-  // The first-level cache holds a, or else a block of its rows.
-  if (end - first <= W || rows * depth * index(sizeof(T)) <= 16 * 1024)
+  // Either a stays in the second-level cache and is used panel by panel, or a block of its rows in the first while
+  // the panels go by: of little depth, too, where most of the work is to write the result, row by row.
+  if (end - first <= W || (depth >= 16 && rows * depth * index(sizeof(T)) <= 512 * 1024))
     return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
   for (index block = 0, row = 0; block < blocks.count; block++) {
     const index height = blocks.height + (block < blocks.taller);
