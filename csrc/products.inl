@@ -2,6 +2,14 @@
 // a go by. b is read in whole vectors: where it lies when that is cheap and inside its rows, else from a packed
 // copy. Blocking, packing and threads change no bit of the result.
 
+// b where it lies, from its column n and its depth k on.
+template <class A, class T>
+INLINE ColumnsOfB<T> columns_of_b(const Gemm<T>& g, index n, index k) {
+  constexpr index W = 2 * lanes<T>;
+  if (A::transposed || !g.panels) return {g.b + k * g.ldb + n, g.ldb, W};
+  return {g.b + g.panels->begin(n / W, g.panel_row + k), g.panels->width_of(n / W), g.panels->rows * W};
+}
+
 // One row against all whole vectors of columns, most of them eight at a time: a row has no other rows
 // to hide the latency of its sums behind. Returns how many columns that were.
 template <class T, class A>
@@ -11,15 +19,8 @@ INLINE index row_product(const Gemm<T>& g, A a, index columns) {
   const auto tiles_of = [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     for (; n + V * lanes<T> <= columns; n += V * lanes<T>) {
-      const T* b = g.b + n;
-      index ldb = g.ldb, pairs = W;
-      if (g.panels) {
-        b = g.b + g.panels->begin(n / W, g.panel_row);
-        ldb = g.panels->width_of(n / W);
-        pairs = g.panels->rows * W;
-      }
-      tile<T, 1, V>(g.depth, a, b, ldb, {g.start ? g.start + n : nullptr, 0, g.c + n, 0, g.descends, g.rate, lanes<T>},
-                    pairs);
+      tile<T, 1, V>(g.depth, a, columns_of_b<A>(g, n, 0),
+                    {g.start ? g.start + n : nullptr, 0, g.c + n, 0, W, g.descends, g.rate, lanes<T>});
     }
   };
   tiles_of(std::integral_constant<int, 8>{});
@@ -29,28 +30,31 @@ INLINE index row_product(const Gemm<T>& g, A a, index columns) {
   return n;
 }
 
+// The vectors of a tile where so many columns are left.
 template <class T>
-struct PanelOfB {  // one or two vectors of columns
-  const T* data;
-  index stride;
-};
+INLINE int vectors_of(index columns) {
+  constexpr index L = lanes<T>;
+  return widest == 4 && columns > 3 * L ? 4 : columns > L ? 2 : 1;
+}
 
-// Columns [first, end) of the result, over one block of depth. panel(n) is b's panel from column n on, target(n)
+// Columns [first, end) of the result, over one block of depth. columns(n) are b's from column n on, target(n)
 // where the result goes. a's columns are packed to `packed`, unless it is null.
-template <class T, class A, class Panel, class Target>
-INLINE void multiply(index rows, index depth, index first, index end, A a, T* packed, Panel panel, Target target) {
+template <class T, class A, class Columns, class Target>
+INLINE void multiply(index rows, index depth, index first, index end, A a, T* packed, Columns columns, Target target) {
   constexpr index L = lanes<T>, W = 2 * L;
+  const auto vectors = [&](index n) { return vectors_of<T>(end - n); };
   // `count` blocks of rows, from `row` on, by the panel from column n on.
   const auto run = [&](index n, index count, index height, index row, auto read) {
     using Read = decltype(read);
-    const PanelOfB<T> b = panel(n);
-    (end - n > L ? Tiles<T, Read, 2>::of : Tiles<T, Read, 1>::of)[height - 1](count, depth, read, b.data, b.stride,
-                                                                              target(n).from(row));
+    const int v = vectors(n);
+    (v == 4   ? Tiles<T, Read, widest>::of
+     : v == 2 ? Tiles<T, Read, 2>::of
+              : Tiles<T, Read, 1>::of)[height - 1](count, depth, read, columns(n), target(n).from(row));
   };
   // All blocks, panel by panel; read(block, row) is where a block is read.
   const auto by_panels = [&](const RowBlocks& blocks, index first_row, auto read) {
     const index below = blocks.taller * (blocks.height + 1);
-    for (index n = first; n < end; n += W) {
+    for (index n = first; n < end; n += vectors(n) * L) {
       if (blocks.taller) run(n, blocks.taller, blocks.height + 1, first_row, read(0, 0));
       if (blocks.count > blocks.taller)
         run(n, blocks.count - blocks.taller, blocks.height, first_row + below, read(blocks.taller, below));
@@ -58,7 +62,7 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
   };
 
   if constexpr (A::transposed) {
-    constexpr int most = tallest<A, 2>;
+    constexpr int most = tallest<A, widest>;
     for (index row = 0; packed && row < rows; row += max_tile_rows) {
       const RowBlocks blocks = RowBlocks::of(clamp(rows - row, max_tile_rows), most);
       pack_columns<T, most>(blocks, rows - row, depth, a.from(row, 0), packed);
@@ -68,14 +72,22 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     }
     if (packed) return;
   }
-  const RowBlocks blocks = RowBlocks::of(rows, end - first > L ? tallest<A, 2> : tallest<A, 1>);
-  // Either a stays in the second-level cache and is used panel by panel, or a block of its rows in the first while
-  // the panels go by: of little depth, too, where most of the work is to write the result, row by row.
-  if (end - first <= W || (depth >= 16 && rows * depth * index(sizeof(T)) <= 512 * 1024))
+  const int v = vectors(first);
+  const RowBlocks blocks = RowBlocks::of(rows, v == 4 ? tallest<A, widest> : v == 2 ? tallest<A, 2> : tallest<A, 1>);
+  // Either a panel of b stays in the first-level cache while the rows of a go by, which come from the second, or a
+  // block of rows while the panels go by: of little depth, too, where most of the work is to write the result, row by
+  // row.
+  const index panel_bytes = v * L * depth * index(sizeof(T)), a_bytes = rows * depth * index(sizeof(T));
+  if (end - first <= W || (depth >= 16 && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
     return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
+  const bool arrives = target(first).arrives(depth);
   for (index block = 0, row = 0; block < blocks.count; block++) {
     const index height = blocks.height + (block < blocks.taller);
-    for (index n = first; n < end; n += W) run(n, 1, height, row, a.from(row, 0));
+    for (index n = first, next; n < end; n = next) {
+      next = n + vectors(n) * L;
+      if (next < end && arrives) target(next).from(row).fetch(height, vectors(next));
+      run(n, 1, height, row, a.from(row, 0));
+    }
     row += height;
   }
 }
@@ -112,27 +124,26 @@ struct Blocking {
 
 template <class T, class A, bool TransposedB>
 INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
-  constexpr index L = lanes<T>, W = 2 * L;
+  constexpr index L = lanes<T>, W = 2 * L, G = widest * L;
   const bool b_panels = !A::transposed && g.panels;
   // Measured: packing b pays where it overflows the first-level cache and is used often enough; a of rows is
   // better read where it lies, of columns if few vectors use it.
   const bool pack_b = TransposedB || (!b_panels && g.rows >= 96 && g.depth >= 24 && g.ldb > W &&
                                       g.depth * g.ldb * index(sizeof(T)) > 28 * 1024);
   const bool pack_a = A::transposed && g.rows >= 24 && g.depth >= 128 && g.columns >= 4 * W;
-  const index pack_from = pack_b ? 0 : g.padded || g.columns % L == 0 ? last_column : g.columns / W * W;
+  const index pack_from = pack_b ? 0 : g.padded || g.columns % L == 0 ? last_column : g.columns / G * G;
   // A single tile's b is not used again.
   const bool several = g.rows > tallest<A, 2>;
   const index depth =
-      even_blocks(g.depth, TransposedB || several ? max_depth : packed_size<T> / W, TransposedB ? W : 1);
-  const index most_columns = several && depth ? packed_size<T> / depth / W * W : W;
-  return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, W)};
+      even_blocks(g.depth, TransposedB || several ? max_depth : packed_size<T> / G, TransposedB ? W : 1);
+  const index most_columns = several && depth ? packed_size<T> / depth / G * G : G;
+  return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, G)};
 }
 
 // Columns [0, last_column), which are g.columns or, of a padded product, whole vectors.
 template <class T, class A, bool TransposedB>
 void product(const Gemm<T>& g, index last_column) {
   constexpr index L = lanes<T>, W = 2 * L;
-  const Panels* const b_panels = A::transposed ? nullptr : g.panels;
   const Panels* const c_panels = A::transposed ? g.panels : nullptr;
   T* const packed_b = g.scratch;
   const A whole_a = A::of(g);
@@ -151,21 +162,26 @@ void product(const Gemm<T>& g, index last_column) {
         else
           pack<T, 1, TransposedB>(g, n, k, depth, panel);
       }
-      const auto panel = [&](index n) -> PanelOfB<T> {
-        if (n >= packed_first) return {packed_b + (n - packed_first) * depth, end - n > L ? W : L};
-        if (b_panels) return {g.b + b_panels->begin(n / W, g.panel_row + k), b_panels->width_of(n / W)};
-        return {g.b + k * g.ldb + n, g.ldb};
+      const auto columns = [&](index n) -> ColumnsOfB<T> {
+        if (n < packed_first) return columns_of_b<A>(g, n, k);
+        return {packed_b + (n - packed_first) * depth, end - n > L ? W : L, depth * W};
       };
       const auto target = [&](index n) -> Result<T> {
         const index at = c_panels ? c_panels->begin(n / W, g.panel_row) : n;
         const index ldc = c_panels ? c_panels->width_of(n / W) : g.ldc;
         const T* const start = k ? g.c + at : g.start ? g.start + at : nullptr;
         const index rest = last_column - n;
-        return {start,  k || c_panels ? ldc : g.start_stride, g.c + at, ldc, g.descends,
-                g.rate, rest < W && rest % L ? rest % L : L};
+        return {start,
+                k || c_panels ? ldc : g.start_stride,
+                g.c + at,
+                ldc,
+                c_panels ? c_panels->rows * W : W,
+                g.descends,
+                g.rate,
+                rest < vectors_of<T>(rest) * L ? rest % L : L};
       };
       T* const packed_a = blocks.pack_a ? packed_b + packed_size<T> : nullptr;
-      multiply(g.rows, depth, first, end, whole_a.from(0, k), packed_a, panel, target);
+      multiply(g.rows, depth, first, end, whole_a.from(0, k), packed_a, columns, target);
       k += depth;
     } while (k < g.depth);
   }

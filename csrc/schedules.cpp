@@ -73,7 +73,9 @@ template <class T>
 class RowsThenWeights final : public Schedule<T> {
  public:
   explicit RowsThenWeights(const Task<T>& task)
-      : Schedule<T>(task), losses_((task.batch + block_rows - 1) / block_rows) {
+      : Schedule<T>(task),
+        tile_blocks_((task.network.padded_size * index(sizeof(T)) > (4 << 20) ? 1024 : max_tile_rows) / block_rows),
+        losses_((task.batch + block_rows - 1) / block_rows) {
     this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch));
   }
 
@@ -82,8 +84,10 @@ class RowsThenWeights final : public Schedule<T> {
     const index blocks = (batch.rows + block_rows - 1) / block_rows;
     const index begin = share_begin(blocks, thread, threads) * block_rows;
     const index end = std::min(batch.rows, share_begin(blocks, thread + 1, threads) * block_rows);
-    for (index at = begin; at < end; at += max_tile_rows) {
-      const index rows = std::min(max_tile_rows, end - at);
+    const Tiles tiles((end - begin + block_rows - 1) / block_rows, 1, tile_blocks_);
+    for (index tile = 0; tile < tiles.count; tile++) {
+      const index at = begin + tiles.begin(tile) * block_rows;
+      const index rows = std::min(end, begin + tiles.begin(tile + 1) * block_rows) - at;
       worker.gather(at, batch.first + at, rows);
       worker.forward(0, at, rows, this->parameters, this->scratch(thread));
       for (index block = at; block < at + rows; block += block_rows)
@@ -115,6 +119,9 @@ class RowsThenWeights final : public Schedule<T> {
  private:
   static constexpr index block_rows = 16;  // rows whose losses are summed together, by one thread
 
+  // Blocks that go through the layers together: they stay in the second-level cache, unless the weights do not
+  // and should rather be read seldom.
+  const index tile_blocks_;
   Buffer<double> losses_;
 };
 

@@ -54,12 +54,17 @@ struct PackedColumns {
   const T* column(index k) const { return data + k * Stride; }
 };
 
-// Rows of a tile, which keep their sums in registers: 32 of them with AVX-512 and on arm64, else 16. As rows, a
-// takes an address each, for which there are other registers, 16 at most.
+// Vectors of a tile's rows at most, and how many rows it has then: they keep their sums in registers, 32 of them
+// with AVX-512 and on arm64, else 16. As rows, a takes an address each, for which there are other
+// registers, 16 at most.
 #if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int widest = 4;
 template <class A, int Vectors>
-constexpr int tallest = A::transposed ? 12 : 8;
+constexpr int tallest = Vectors == 4    ? 6
+                        : A::transposed ? 12
+                                        : 8;
 #else
+constexpr int widest = 2;
 template <class A, int Vectors>
 constexpr int tallest = Vectors == 2 ? 6 : 8;
 #endif
@@ -71,22 +76,46 @@ struct Result {
   index start_stride;
   T* c;
   index ldc;
+  index pairs;  // how far pairs of vectors are apart
   bool descends;
   T rate;
   index last;  // how many columns of the last vector there are
 
   Result from(index row) const {
-    return {start ? start + row * start_stride : nullptr, start_stride, c + row * ldc, ldc, descends, rate, last};
+    Result below = *this;
+    if (start) below.start += row * start_stride;
+    below.c += row * ldc;
+    return below;
+  }
+  // Whether what a tile adds to is worth fetching while the one before it is computed.
+  bool arrives(index depth) const { return depth >= 64 && (descends || start == c); }
+  __attribute__((always_inline)) void fetch(index rows, int vectors) const {
+    for (index i = 0; i < rows; i++) {
+      for (int j = 0; j < vectors; j++) __builtin_prefetch(vector(c + i * ldc, j), 1);
+    }
+  }
+  // Where vector j of the row at `row` is.
+  template <class Row>
+  Row* vector(Row* row, int j) const {
+    return row + j / 2 * pairs + j % 2 * lanes<T>;
   }
 };
 
-// Rows x (Vectors lanes) of a b. Pairs of vectors of b are `pairs` apart.
+// Columns of b, whose pairs of vectors are `pairs` apart.
+template <class T>
+struct ColumnsOfB {
+  const T* data;
+  index stride, pairs;
+};
+
+// Rows x (Vectors lanes) of a b.
 template <class T, int Rows, int Vectors, class A>
-INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& result, index pairs = 0) {
+INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
   constexpr int L = lanes<T>;
   const bool whole = result.last == L;
   const auto read = [&](const T* row, int j) {
-    return whole || j < Vectors - 1 ? load<T>(row + j * L) : load_part<T>(row + j * L, result.last);
+    const T* const at = result.vector(row, j);
+    return whole || j < Vectors - 1 ? load<T>(at) : load_part<T>(at, result.last);
   };
   Vec<T> sum[Rows][Vectors];
   UNROLL for (int i = 0; i < Rows; i++) {
@@ -100,7 +129,7 @@ INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& resul
 #pragma GCC unroll 4
   for (index k = 0; k < depth; k++) {
     Vec<T> panel[Vectors];
-    UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b + k * ldb + j / 2 * pairs + j % 2 * L);
+    UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b.data + k * b.stride + j / 2 * b.pairs + j % 2 * L);
     const T* column = nullptr;
     if constexpr (A::transposed) column = a.column(k);
     UNROLL for (int i = 0; i < Rows; i++) {
@@ -109,17 +138,21 @@ INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& resul
     }
   }
   UNROLL for (int i = 0; i < Rows; i++) {
-    T* const to = result.c + i * result.ldc;
+    T* const row_of_c = result.c + i * result.ldc;
     // One expression, without a branch inside: else it might not be fused.
     if (result.descends) {
-      UNROLL for (int j = 0; j < Vectors; j++) store<T>(to + j * L, load<T>(to + j * L) - result.rate * sum[i][j]);
+      UNROLL for (int j = 0; j < Vectors; j++) {
+        T* const to = result.vector(row_of_c, j);
+        store<T>(to, load<T>(to) - result.rate * sum[i][j]);
+      }
       continue;
     }
     UNROLL for (int j = 0; j < Vectors; j++) {
+      T* const to = result.vector(row_of_c, j);
       if (whole || j < Vectors - 1)
-        store<T>(to + j * L, sum[i][j]);
+        store<T>(to, sum[i][j]);
       else
-        store_part<T>(to + j * L, sum[i][j], result.last);
+        store_part<T>(to, sum[i][j], result.last);
     }
   }
 }
@@ -136,17 +169,12 @@ struct RowBlocks {
 
 // Tiles below one another, in one call: of little depth, each takes no longer than a call.
 template <class T, class A, int Rows, int Vectors>
-void column_of_tiles(index count, index depth, A a, const T* b, index ldb, Result<T> result) {
-  const bool adds = depth >= 64 && (result.descends || result.start == result.c);
+void column_of_tiles(index count, index depth, A a, ColumnsOfB<T> b, Result<T> result) {
+  const bool arrives = result.arrives(depth);
   for (; count > 0; count--, a = a.from(Rows, 0)) {
     const Result<T> next = result.from(Rows);
-    // What the next tile adds to arrives meanwhile.
-    if (adds && count > 1) {
-      UNROLL for (int i = 0; i < Rows; i++) {
-        UNROLL for (int j = 0; j < Vectors; j++) __builtin_prefetch(next.c + i * next.ldc + j * lanes<T>, 1);
-      }
-    }
-    tile<T, Rows, Vectors>(depth, a, b, ldb, result);
+    if (arrives && count > 1) next.fetch(Rows, Vectors);
+    tile<T, Rows, Vectors>(depth, a, b, result);
     result = next;
   }
 }
@@ -156,6 +184,6 @@ template <class T, class A, int Vectors, class = std::make_integer_sequence<int,
 struct Tiles;
 template <class T, class A, int Vectors, int... Below>
 struct Tiles<T, A, Vectors, std::integer_sequence<int, Below...>> {
-  static constexpr void (*of[])(index, index, A, const T*, index,
+  static constexpr void (*of[])(index, index, A, ColumnsOfB<T>,
                                 Result<T>) = {column_of_tiles<T, A, Below + 1, Vectors>...};
 };
