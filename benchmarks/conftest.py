@@ -1,18 +1,14 @@
-"""pytest-benchmark for the kernels: the limit of threads, and the bounds that the tests use."""
+"""pytest-benchmark for the kernels: the limit of threads."""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from arena import environment
 from threadpoolctl import threadpool_limits
 
 import pyfastnn as pf
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
@@ -191,6 +192,10 @@ class Entry:
     variants: tuple[str, ...]
     trains: bool = True
     slow: bool = False
+
+    @property
+    def installed(self) -> bool:
+        return find_spec(self.kind.module) is not None
 
 
 def entries() -> dict[str, Entry]:

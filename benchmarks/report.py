@@ -65,10 +65,8 @@ def times(results: Results, family: str, threads: int, cases: list[str]) -> Iter
     def cell(record: Record | None) -> str:
         if record is None:
             return ""
-        text = seconds_text(record.seconds)
-        if sum(map(len, record.visits)) > len(record.visits):
-            text += " ({}-{})".format(*map(seconds_text, record.quartiles))
-        return f"{text}, {results.share(record):.0%}"
+        low, high = map(seconds_text, record.quartiles)
+        return f"{seconds_text(record.seconds)} ({low}-{high}), {results.share(record):.0%}"
 
     yield from table(
         ["us, share of the limit", *names],

@@ -5,22 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import kernels
 import limits
 import machine
 import numpy as np
 import report
 from arena import Child, ContenderError, children, only_avx2
-from cases import BATCHES, INFERENCE
+from cases import BATCHES, DTYPES, INFERENCE, KERNELS, SHAPES
 from peers import entries
 
 import pyfastnn as pf
@@ -38,15 +39,14 @@ class Settings:
     training: float  # seconds of a contender in a round
     inference: float
     kernels: float
-    kernel_turns: int  # in a visit: a process each, with one figure for a case
-    kernel_filter: str
+    kernel_dtypes: tuple[str, ...]
     largest_batch: int  # of predictions
     slow_ones: bool  # contenders that take longer to set up than to measure
     peers_on_one_thread: bool
 
 
-FULL = Settings(3, 3, 0.2, 0.05, 0.05, 1, "", 65_536, slow_ones=True, peers_on_one_thread=True)
-QUICK = Settings(2, 3, 0.05, 0.03, 0.03, 1, "float32", 1024, slow_ones=False, peers_on_one_thread=False)
+FULL = Settings(3, 3, 0.2, 0.05, 0.03, DTYPES, 65_536, slow_ones=True, peers_on_one_thread=True)
+QUICK = Settings(2, 3, 0.05, 0.03, 0.015, ("float32",), 1024, slow_ones=False, peers_on_one_thread=False)
 
 
 class Run:
@@ -54,7 +54,11 @@ class Run:
 
     def __init__(self, settings: Settings, processes: dict[tuple[str, int], Child], folder: Path) -> None:
         self.settings, self._children, self._file = settings, processes, folder / "array.npy"
-        self._entries = entries()
+        self._able = {
+            "training": {name for name, entry in entries().items() if entry.trains},
+            "inference": set(entries()),
+            "kernels": set(kernels.LIBRARIES),
+        }
         self._records: dict[tuple[str, str, int, str], dict[str, Any]] = {}
         self.skipped: dict[tuple[str, str], str] = {}
 
@@ -93,28 +97,18 @@ class Run:
                 record["visits"].append(seconds)
                 record["percentiles"] += percentiles[name]
 
-    def kernels(self, threads: int) -> None:
-        """One visit to all kernels, by pytest-benchmark."""
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "kernels.json"
-            options = [f"--threads={threads}", f"--benchmark-json={output}", "--benchmark-disable-gc"]
-            options += [
-                f"--benchmark-max-time={self.settings.kernels}",
-                "-q",
-                "-k",
-                self.settings.kernel_filter,
-            ]
-            command = [sys.executable, "-m", "pytest", HERE / "test_kernels.py", *options]
-            finished = subprocess.run(command, capture_output=True, text=True)
-            if finished.returncode:
-                raise RuntimeError(f"the kernels failed:\n{finished.stdout[-3000:]}")
-            measured = json.loads(output.read_text())["benchmarks"]
-        for each in measured:
-            about = each["extra_info"]
-            kind = {key: about[key] for key in ("kernel", "shape", "dtype")}
-            case = f"{about['kernel']} {'x'.join(map(str, about['shape']))} {about['dtype']}"
-            record = self._record("kernels", case, threads, about["contender"], **kind)
-            record["visits"].append([each["stats"]["median"]])
+    def kernel(self, kernel: str, shape: kernels.Shape, dtype: str, threads: int) -> None:
+        """One visit to a kernel, a shape and a dtype."""
+        case = f"{kernel} {'x'.join(map(str, shape))} {dtype}"
+        kind = {"kernel": kernel, "shape": shape, "dtype": dtype}
+        request, check = {**kind, "seconds": self.settings.kernels}, partial(self._check_kernel, kind)
+        calls = {
+            name: partial(self._ask, child, case, "kernel", request)
+            for name, child in self._verified("kernels", case, threads, check).items()
+        }
+        for name, seconds in interleave(calls, self.settings.rounds).items():
+            if np.isfinite(seconds).all():
+                self._records["kernels", case, threads, name]["visits"].append(seconds)
 
     def _record(self, family: str, case: str, threads: int, contender: str, **more: Any) -> dict[str, Any]:
         about = {"family": family, "case": case, "threads": threads, "contender": contender}
@@ -128,9 +122,7 @@ class Run:
         """Those who can do the case and give the right results, checked at the first visit."""
         found = {}
         for (name, count), child in self._children.items():
-            if count != threads or (name, case) in self.skipped:
-                continue
-            if family == "training" and not self._entries[name].trains:
+            if count != threads or name not in self._able[family] or (name, case) in self.skipped:
                 continue
             try:
                 if (family, case, threads, name) not in self._records:
@@ -158,6 +150,10 @@ class Run:
         # As in pyfastnn.bench.deviation: a sum of k products errs by some k u of its size.
         return self._judged(error, sum(workload.sizes) * float(np.finfo(np.float32).eps) / 2)
 
+    def _check_kernel(self, kind: dict[str, Any], child: Child) -> dict[str, Any]:
+        child.ask("compute", **kind, path=str(self._file))
+        return kind | self._judged(kernels.deviation(**kind, results=np.load(self._file)), 1)
+
     @staticmethod
     def _judged(error: float, bound: float) -> dict[str, Any]:
         if not error <= bound:
@@ -179,7 +175,11 @@ def say(text: str) -> None:
 def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
     """Every family, visit after visit."""
     facts, found = machine.facts(), entries()
-    names = [name for name, entry in found.items() if settings.slow_ones or not entry.slow]
+    left_out = {name: "not installed" for name, entry in found.items() if not entry.installed}
+    if not settings.slow_ones:
+        why = "left out of a quick run: takes longer to set up than to measure"
+        left_out |= {name: why for name, entry in found.items() if entry.slow}
+    names = [name for name in found if name not in left_out]
     measured: dict[int, list[Any]] = {threads: [] for threads in counts}
     pairs = [
         (name, threads)
@@ -189,8 +189,7 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
     ]
     with tempfile.TemporaryDirectory() as folder, children(pairs) as processes:
         run = Run(settings, processes, Path(folder))
-        for name in found.keys() - set(names):
-            run.skipped[name, "all"] = "left out of a quick run: takes longer to set up than to measure"
+        run.skipped |= {(name, "all"): why for name, why in left_out.items()}
         for visit in range(1, settings.visits + 1):
             for threads in counts:
                 now = f"visit {visit} of {settings.visits}, {threads} threads"
@@ -203,10 +202,10 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
                     for batch in BATCHES:
                         if batch <= settings.largest_batch:
                             run.inference(workload, batch, threads)
-                if threads == counts[-1] or settings.peers_on_one_thread:
-                    for _ in range(settings.kernel_turns):
-                        say(f"{now}: kernels")
-                        run.kernels(threads)
+                for kernel in KERNELS:
+                    say(f"{now}: {kernel}")
+                    for shape, dtype in product(SHAPES, settings.kernel_dtypes):
+                        run.kernel(kernel, shape, dtype, threads)
         runtimes = {}
         for (name, threads), child in processes.items():
             if threads == counts[-1]:

@@ -11,10 +11,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import numpy as np
 from cases import PERCENTILES
+from kernels import Shape, flat, prepared
 from peers import entries, predictor
 from threadpoolctl import threadpool_info
 
@@ -23,13 +26,14 @@ from pyfastnn.bench import WORKLOADS, Contender, few_steps, prepare, time_calls
 
 _PIECES = 64  # inputs of batch 1 to go round
 _PR_SET_PDEATHSIG = 1
+_LEAST = 20_000  # nanoseconds of what is timed at once: reading the clock takes some 50
 
 
 class Worker:
     """What a request may ask for: the public methods."""
 
     def __init__(self, name: str, threads: int) -> None:
-        self._entry, self._threads = entries()[name], threads
+        self._name, self._entry, self._threads = name, entries()[name], threads
         self._open: dict[str, Contender] = {}
         self._predictors: dict[str, Any] = {}
         self._latest: tuple[tuple[str, int] | None, list[np.ndarray]] = None, []
@@ -78,6 +82,24 @@ class Worker:
             self._latest = (case, batch), np.split(np.resize(x, (count * batch, x.shape[1])), count)
         return self._latest[1]
 
+    def compute(self, kernel: str, shape: Shape, dtype: str, path: str) -> None:
+        """Write the results of a kernel, flat."""
+        with prepared(self._name, kernel, tuple(shape), dtype) as call:
+            np.save(path, flat(call()))
+
+    def kernel(self, kernel: str, shape: Shape, dtype: str, seconds: float) -> list[float]:
+        """The median of the seconds of calls of a kernel."""
+        with prepared(self._name, kernel, tuple(shape), dtype) as call:
+            # This also warms up; twice, as something may have held up one of them.
+            count = 1
+            while min(_nanoseconds(call, count) for _ in range(2)) < _LEAST:
+                count *= 2
+            times = []
+            until = time.perf_counter_ns() + 1e9 * seconds
+            while not times or time.perf_counter_ns() < until:
+                times.append(_nanoseconds(call, count) / count / 1e9)
+        return [median(times)]
+
     def libraries(self) -> list[str]:
         """The thread pools that are loaded, as threadpoolctl sees them."""
         found = []
@@ -93,6 +115,13 @@ class Worker:
             self._open[case].start(WORKLOADS[case].start)
             self._predictors[case] = predictor(self._open[case])
         return self._open[case]
+
+
+def _nanoseconds(call: Callable[[], object], count: int) -> int:
+    begin = time.perf_counter_ns()
+    for _ in range(count):
+        call()
+    return time.perf_counter_ns() - begin
 
 
 def main() -> None:
