@@ -196,6 +196,19 @@ class Kernels {
 };
 
 // A network laid out for one instruction set and dtype; with any_width, maybe a narrower one than was given.
+template <class T>
+Samples<T> samples_of(const Array& x, const Array& y, const OptionalArray& weight, const std::int64_t* order) {
+  const bool labels = y.dtype().kind() == 'i';
+  return {input<T>(x),
+          labels ? nullptr : input<T>(y),
+          labels ? input<std::int64_t>(y) : nullptr,
+          weight ? input<T>(*weight) : nullptr,
+          order,
+          x.shape(0)};
+}
+
+using AnyTraining = std::variant<std::unique_ptr<Training<float>>, std::unique_ptr<Training<double>>>;
+
 class Plan {
   // f(network, T{}) with the network in its dtype.
   template <class F>
@@ -234,7 +247,7 @@ class Plan {
                            Array gradient) const {
     return visit([&](auto& network, auto zero) {
       using T = decltype(zero);
-      const Samples<T> samples = samples_of<T>(x, y, weight, nullptr, x.shape(0));
+      const Samples<T> samples = samples_of<T>(x, y, weight, nullptr);
       T* to = output<T>(gradient);
       return without_lock(3 * double(samples.count) * double(network.compact_size), [&] {
         return pyfastnn::loss_and_gradient(network, spare<T>(), input<T>(params), samples, to);
@@ -242,33 +255,17 @@ class Plan {
     });
   }
 
-  double train_epoch(Array params, const Array& x, const Array& y, const OptionalArray& weight,
-                     const OptionalArray& order, index batch, int rule, std::vector<Array> slots,
-                     const Array& numbers) const {
-    return visit([&](auto& network, auto zero) {
+  AnyTraining training(Array params, std::vector<Array> slots, index batch, int rule) const {
+    return visit([&](auto& network, auto zero) -> AnyTraining {
       using T = decltype(zero);
-      const Samples<T> samples = samples_of<T>(x, y, weight, order ? input<std::int64_t>(*order) : nullptr, x.shape(0));
-      T *params_data = output<T>(params), *slot_data[max_slots] = {};
+      T* slot_data[max_slots] = {};
       for (size_t i = 0; i < slots.size(); i++) slot_data[i] = output<T>(slots[i]);
-      const Steps<T> steps{&network.kernels->rules[rule], input<double>(numbers)};
-      py::gil_scoped_release release;
-      return pyfastnn::train_epoch(network, spare<T>(), params_data, slot_data, samples, batch, steps);
+      return std::make_unique<Training<T>>(network, spare<T>(), output<T>(params), slot_data,
+                                           network.kernels->rules[rule], batch);
     });
   }
 
  private:
-  template <class T>
-  static Samples<T> samples_of(const Array& x, const Array& y, const OptionalArray& weight, const std::int64_t* order,
-                               index count) {
-    const bool labels = y.dtype().kind() == 'i';
-    return {input<T>(x),
-            labels ? nullptr : input<T>(y),
-            labels ? input<std::int64_t>(y) : nullptr,
-            weight ? input<T>(*weight) : nullptr,
-            order,
-            count};
-  }
-
   template <class T>
   Spare<T>& spare() const {
     if constexpr (sizeof(T) == sizeof(float))
@@ -280,6 +277,41 @@ class Plan {
   AnyNetwork network_;
   mutable Spare<float> spare_f32_;
   mutable Spare<double> spare_f64_;
+};
+
+// A fit under way. It keeps the arrays that it was given.
+class Fit {
+ public:
+  Fit(const Plan& plan, Array params, std::vector<Array> slots, index batch, int rule)
+      : params_(params), slots_(slots), training_(plan.training(params, slots, batch, rule)) {}
+
+  double epoch(const Array& x, const Array& y, const OptionalArray& weight, const OptionalArray& order,
+               const Array& numbers) {
+    return std::visit([&](auto& training) { return epoch_of(*training, x, y, weight, order, numbers); }, training_);
+  }
+
+  void pull() {
+    py::gil_scoped_release release;
+    std::visit([](auto& training) { training->pull(); }, training_);
+  }
+
+  void push() {
+    std::visit([](auto& training) { training->push(); }, training_);
+  }
+
+ private:
+  template <class T>
+  static double epoch_of(Training<T>& training, const Array& x, const Array& y, const OptionalArray& weight,
+                         const OptionalArray& order, const Array& numbers) {
+    const Samples<T> samples = samples_of<T>(x, y, weight, order ? input<std::int64_t>(*order) : nullptr);
+    const double* steps = input<double>(numbers);
+    py::gil_scoped_release release;
+    return training.epoch(samples, steps);
+  }
+
+  Array params_;
+  std::vector<Array> slots_;
+  AnyTraining training_;
 };
 
 // The caller holds the lock of the bit generator.
@@ -328,6 +360,11 @@ PYBIND11_MODULE(_core, m) {
                     const std::vector<bool>&, int, bool, bool, bool>())
       .def("capsule", &pyfastnn::Plan::capsule)
       .def("predict", &pyfastnn::Plan::predict)
-      .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient)
-      .def("train_epoch", &pyfastnn::Plan::train_epoch);
+      .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient);
+  py::class_<pyfastnn::Fit>(m, "Fit")
+      .def(py::init<const pyfastnn::Plan&, py::array, std::vector<py::array>, pyfastnn::index, int>(),
+           py::keep_alive<1, 2>())
+      .def("epoch", &pyfastnn::Fit::epoch)
+      .def("pull", &pyfastnn::Fit::pull)
+      .def("push", &pyfastnn::Fit::push);
 }

@@ -79,13 +79,6 @@ struct Samples {
   index count;
 };
 
-// The optimizer over the steps of an epoch.
-template <class T>
-struct Steps {
-  const Rule<T>* rule;
-  const double* numbers;  // (steps, rule->numbers)
-};
-
 // out (count, outputs) = the network at x (count, inputs), with the parameters as Python sees them.
 template <class T>
 void predict(const Network<T>&, const T* params, const T* x, index count, T* out);
@@ -113,10 +106,32 @@ class Spare {
 template <class T>
 double loss_and_gradient(const Network<T>&, Spare<T>&, const T* params, const Samples<T>&, T* gradient);
 
-// One pass over the samples in batches, the last one maybe short; returns the mean loss on the way.
-// params and the slots are compact, and updated in place.
+// Epochs one after another, whose parameters stay padded in between. params and the slots are compact, and are
+// brought up to date by pull().
 template <class T>
-double train_epoch(const Network<T>&, Spare<T>&, T* params, T* const* slots, const Samples<T>&, index batch,
-                   const Steps<T>&);
+class Training {
+ public:
+  Training(const Network<T>&, Spare<T>&, T* params, T* const* slots, const Rule<T>&, index batch);
+  Training(const Training&) = delete;
+  ~Training();
+
+  // One pass over the samples in batches, the last one maybe short, by the rule's numbers for each step; returns the
+  // mean loss on the way.
+  double epoch(const Samples<T>&, const double* numbers);
+  void pull();
+  // What was given counts again: somebody may have changed it.
+  void push() { newest_ = Newest::given; }
+
+ private:
+  enum class Newest { given, both, padded };
+
+  const Network<T>& network_;
+  Spare<T>& spare_;
+  T *const params_, *slots_[max_slots] = {};
+  const Rule<T>& rule_;
+  const index batch_;
+  std::unique_ptr<Schedule<T>> schedule_;
+  Newest newest_ = Newest::given;
+};
 
 }  // namespace pyfastnn

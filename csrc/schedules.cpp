@@ -310,9 +310,11 @@ threads::Clock::duration patience(double work) {
   return std::chrono::duration_cast<threads::Clock::duration>(std::chrono::duration<double>(seconds));
 }
 
-// All batches of the samples in turn; returns their mean loss.
+// All batches of the samples in turn, with steps of a rule by its numbers unless it is null; returns their mean loss.
 template <class T>
-double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int threads, const Steps<T>* steps) {
+double run(Schedule<T>& schedule, const Samples<T>& samples, const Rule<T>* rule, const double* numbers) {
+  const index batch = schedule.task.batch;
+  const int threads = schedule.task.threads;
   const Network<T>& network = schedule.task.network;
   const double outputs = network.mean_over_outputs ? double(network.layers.back().outputs) : 1.0;
   const index count = (samples.count + batch - 1) / batch;
@@ -322,12 +324,9 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, index batch, int th
     const index first = number * batch, rows = std::min(batch, samples.count - first);
     const double weight = total_weight(samples, first, rows);
     // The scale is that of batch_scale in backends/plan.py.
-    const Batch<T> now{number,
-                       first,
-                       rows,
-                       weight != 0 ? 1 / (weight * outputs) : 0.0,
-                       steps ? steps->rule : nullptr,
-                       steps ? steps->numbers + number * steps->rule->numbers : nullptr};
+    const Batch<T> now{number, first,
+                       rows,   weight != 0 ? 1 / (weight * outputs) : 0.0,
+                       rule,   rule ? numbers + number * rule->numbers : nullptr};
     schedule.before(now, thread, active);
     barrier();
     schedule.after(now, thread, active);
@@ -370,11 +369,9 @@ void Spare<T>::give(std::unique_ptr<Schedule<T>> schedule) {
 namespace {
 
 template <class T>
-std::unique_ptr<Schedule<T>> begun(Spare<T>& spare, const Task<T>& task, const Samples<T>& samples) {
+std::unique_ptr<Schedule<T>> schedule_from(Spare<T>& spare, const Task<T>& task) {
   std::unique_ptr<Schedule<T>> schedule = spare.take();
-  if (!schedule || !schedule->suits(task)) schedule = schedule_for<T>(task);
-  schedule->begin(samples);
-  return schedule;
+  return schedule && schedule->suits(task) ? std::move(schedule) : schedule_for<T>(task);
 }
 
 }  // namespace
@@ -382,34 +379,59 @@ std::unique_ptr<Schedule<T>> begun(Spare<T>& spare, const Task<T>& task, const S
 template <class T>
 double loss_and_gradient(const Network<T>& network, Spare<T>& spare, const T* params, const Samples<T>& samples,
                          T* gradient) {
-  const int threads = team_size(network, samples.count, 1);
-  auto schedule = begun<T>(spare, {network, samples.count, threads, 0}, samples);
+  auto schedule = schedule_from<T>(spare, {network, samples.count, team_size(network, samples.count, 1), 0});
+  schedule->begin(samples);
   network.pad(params, schedule->parameters.values.data());
-  const double loss = run<T>(*schedule, samples, samples.count, threads, nullptr);
+  const double loss = run<T>(*schedule, samples, nullptr, nullptr);
   network.unpad(schedule->parameters.gradient.data(), gradient);
   spare.give(std::move(schedule));
   return loss;
 }
 
 template <class T>
-double train_epoch(const Network<T>& network, Spare<T>& spare, T* params, T* const* slots, const Samples<T>& samples,
-                   index batch, const Steps<T>& steps) {
-  const int threads = team_size(network, batch, double(samples.count) / double(batch));
-  auto schedule = begun<T>(spare, {network, batch, threads, steps.rule->slots}, samples);
-  Parameters<T>& parameters = schedule->parameters;
-  network.pad(params, parameters.values.data());
-  for (int i = 0; i < steps.rule->slots; i++) network.pad(slots[i], parameters.slots[size_t(i)].data());
-  const double loss = run<T>(*schedule, samples, batch, threads, &steps);
-  network.unpad(parameters.values.data(), params);
-  for (int i = 0; i < steps.rule->slots; i++) network.unpad(parameters.slots[size_t(i)].data(), slots[i]);
-  spare.give(std::move(schedule));
-  return loss;
+Training<T>::Training(const Network<T>& network, Spare<T>& spare, T* params, T* const* slots, const Rule<T>& rule,
+                      index batch)
+    : network_(network), spare_(spare), params_(params), rule_(rule), batch_(batch) {
+  std::copy_n(slots, rule.slots, slots_);
+}
+
+template <class T>
+Training<T>::~Training() {
+  if (schedule_) spare_.give(std::move(schedule_));
+}
+
+template <class T>
+double Training<T>::epoch(const Samples<T>& samples, const double* numbers) {
+  const int threads = team_size(network_, batch_, double(samples.count) / double(batch_));
+  const Task<T> task{network_, batch_, threads, rule_.slots};
+  if (!schedule_ || !schedule_->suits(task)) {
+    pull();
+    newest_ = Newest::given;
+    schedule_ = schedule_from<T>(spare_, task);
+  }
+  schedule_->begin(samples);
+  Parameters<T>& parameters = schedule_->parameters;
+  if (newest_ == Newest::given) {
+    network_.pad(params_, parameters.values.data());
+    for (int i = 0; i < rule_.slots; i++) network_.pad(slots_[i], parameters.slots[size_t(i)].data());
+  }
+  newest_ = Newest::padded;
+  return run<T>(*schedule_, samples, &rule_, numbers);
+}
+
+template <class T>
+void Training<T>::pull() {
+  if (newest_ != Newest::padded) return;
+  const Parameters<T>& parameters = schedule_->parameters;
+  network_.unpad(parameters.values.data(), params_);
+  for (int i = 0; i < rule_.slots; i++) network_.unpad(parameters.slots[size_t(i)].data(), slots_[i]);
+  newest_ = Newest::both;
 }
 
 #define INSTANTIATE(T)                                                                              \
   template class Spare<T>;                                                                          \
   template double loss_and_gradient(const Network<T>&, Spare<T>&, const T*, const Samples<T>&, T*); \
-  template double train_epoch(const Network<T>&, Spare<T>&, T*, T* const*, const Samples<T>&, index, const Steps<T>&);
+  template class Training<T>;
 INSTANTIATE(float)
 INSTANTIATE(double)
 

@@ -60,15 +60,13 @@ class Plan:
     def loss_and_gradient(
         self, params: Array, x: Array, y: Array, weight: Array | None, gradient: Array
     ) -> float: ...
-    def train_epoch(
-        self,
-        params: Array,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        order: Array | None,
-        batch_size: int,
-        rule: int,
-        slots: Sequence[Array],
-        numbers: Array,
+
+class Fit:
+    def __init__(
+        self, plan: Plan, params: Array, slots: Sequence[Array], batch_size: int, rule: int
+    ) -> None: ...
+    def epoch(
+        self, x: Array, y: Array, weight: Array | None, order: Array | None, numbers: Array
     ) -> float: ...
+    def pull(self) -> None: ...
+    def push(self) -> None: ...

@@ -104,6 +104,62 @@ def test_a_callback_may_change_the_network(backend):
     assert history.loss[1] == history.loss[2]
 
 
+class Stopper(pf.Callback):
+    """Raises after an epoch without having looked at the network."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_epoch(self, network: pf.MLP, history: pf.History) -> None:
+        if len(history) == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_fit_keeps_what_it_has_learnt(backend):
+    whole, interrupted = network(), network()
+    whole.fit(X, Y, epochs=2, batch_size=3, optimizer=pf.Adam())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit(X, Y, epochs=5, batch_size=3, optimizer=pf.Adam(), callbacks=[Stopper(2)])
+    np.testing.assert_array_equal(interrupted.params, whole.params)
+    # The optimizer's memory too.
+    for net in whole, interrupted:
+        net.fit(X, Y, epochs=2, batch_size=3, optimizer=pf.Adam())
+    np.testing.assert_array_equal(interrupted.params, whole.params)
+
+
+def test_an_order_that_fails_loses_no_epoch(backend, monkeypatch):
+    whole, interrupted = network(), network()
+    whole.fit(X, Y, epochs=2, batch_size=3)
+    draw, drawn = backend.order, []
+
+    def order(rng: np.random.Generator, count: int) -> np.ndarray:
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(count)
+        return draw(rng, count)
+
+    monkeypatch.setattr(backend, "order", order)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit(X, Y, epochs=5, batch_size=3)
+    np.testing.assert_array_equal(interrupted.params, whole.params)
+
+
+def test_threads_may_change_between_epochs(backend):
+    same, changing = network(), network()
+    same.fit(X, Y, epochs=4, batch_size=3)
+    before = pf.get_num_threads()
+
+    class Changer(pf.Callback):
+        def on_epoch(self, network: pf.MLP, history: pf.History) -> None:
+            pf.set_num_threads(len(history))
+
+    try:
+        changing.fit(X, Y, epochs=4, batch_size=3, callbacks=[Changer()])
+    finally:
+        pf.set_num_threads(before)
+    np.testing.assert_array_equal(changing.params, same.params)
+
+
 def test_progress_bar(backend, capsys):
     network().fit(X, Y, epochs=3, progress=True, validation_data=(X, Y))
     captured = capsys.readouterr()

@@ -13,7 +13,7 @@ from .._typing import Array
 from ..activations import Activation
 from ..losses import Loss
 from ..optimizers import Optimizer, OptimizerState
-from .plan import Backend, BackendUnavailableError, Plan, Spec, batch_scale
+from .plan import Backend, BackendUnavailableError, Plan, Spec, Training, batch_scale
 
 _MOST_THREADS = 2**31 - 1  # what a C int holds
 
@@ -178,21 +178,59 @@ class CppPlan(Plan):
         optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
-        batch_size = min(batch_size, len(x))
-        steps = -(-len(x) // batch_size)
-        loss = self._compiled.train_epoch(
-            params,
-            x,
-            y,
-            weight,
-            order,
-            batch_size,
-            self._cpp._rule_ids[optimizer.rule],
-            state.slots,
-            optimizer.numbers(state.step + 1, steps),
-        )
-        state.step += steps
+        with self.training(params, x, y, weight, batch_size, optimizer, state) as run:
+            return run.epoch(order)
+
+    def training(
+        self,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> Training:
+        return CppTraining(self, params, x, y, weight, min(batch_size, len(x)), optimizer, state)
+
+
+class CppTraining(Training):
+    """A fit in the compiled core, which keeps parameters and slots in a layout of its own between epochs."""
+
+    def __init__(
+        self,
+        plan: CppPlan,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        batch_size: int,
+        optimizer: Optimizer,
+        state: OptimizerState,
+    ) -> None:
+        super().__init__(plan, params, x, y, weight, batch_size, optimizer, state)
+        self._steps = -(-len(x) // batch_size)
+        rule = plan._cpp._rule_ids[optimizer.rule]
+        self._fit = plan._cpp._core.Fit(plan._compiled, params, state.slots, batch_size, rule)
+
+    def __exit__(self, *details: object) -> None:
+        self.pull()
+
+    def epoch(self, order: Array | None) -> float:
+        _, optimizer, state = self._settings
+        loss = self._fit.epoch(*self._data, order, optimizer.numbers(state.step + 1, self._steps))
+        state.step += self._steps
         return loss
+
+    def forward(self, x: Array, out: Array) -> None:
+        self.pull()
+        super().forward(x, out)
+
+    def pull(self) -> None:
+        self._fit.pull()
+
+    def push(self) -> None:
+        self._fit.push()
 
 
 def load() -> CppBackend:
