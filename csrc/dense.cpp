@@ -1,30 +1,20 @@
 #include "dense.hpp"
 
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "memory.hpp"
+
 namespace pyfastnn {
-namespace {
-
-struct AlignedDelete {
-  void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
-};
-
-}  // namespace
 
 template <class T>
 T* scratch_for(int threads, index size) {
-  thread_local std::unique_ptr<T, AlignedDelete> buffer;
-  thread_local index capacity = 0;
-  const index wanted = threads * size;
-  if (wanted > capacity) {
-    buffer.reset();
-    capacity = 0;
-    buffer.reset(static_cast<T*>(::operator new(sizeof(T) * wanted, std::align_val_t(64))));
-    capacity = wanted;
+  thread_local Memory memory;
+  const size_t wanted = size_t(threads * size) * sizeof(T);
+  if (memory.size() < wanted) {
+    memory = {};
+    memory = Memory(wanted);
   }
-  return buffer.get();
+  return reinterpret_cast<T*>(memory.data());
 }
 
 template <class T>

@@ -11,28 +11,6 @@
 
 namespace pyfastnn {
 
-// An array aligned to 64 bytes, zeros at first. Padding may come to hold anything: nothing reads it into a real
-// element, since sums run over real depths only.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(index size) : storage_(size_t(size) + alignment) {
-    const auto address = reinterpret_cast<std::uintptr_t>(storage_.data()) / sizeof(T);
-    data_ = storage_.data() + (alignment - address % alignment) % alignment;
-  }
-  Buffer(Buffer&&) noexcept = default;  // moves the storage, and keeps its address
-  Buffer& operator=(Buffer&&) noexcept = default;
-
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-
- private:
-  static constexpr index alignment = 64 / sizeof(T);
-  std::vector<T> storage_;
-  T* data_ = nullptr;
-};
-
 template <class T>
 struct Layer {
   index inputs, outputs;

@@ -18,6 +18,7 @@ struct Task {
   const Network<T>& network;
   index batch;
   int threads, slots;
+  Gathered gathered;
 };
 
 }  // namespace
@@ -26,11 +27,13 @@ struct Task {
 template <class T>
 class Schedule {
  public:
-  explicit Schedule(const Task<T>& task_) : task(task_), parameters(0, task_.network.padded_size, task_.slots) {}
+  Schedule(const Task<T>& task_, Arena& arena)
+      : task(task_), parameters(0, task_.network.padded_size, task_.slots, arena) {}
   virtual ~Schedule() = default;
 
   bool suits(const Task<T>& other) const {
-    return task.batch == other.batch && task.threads == other.threads && task.slots == other.slots;
+    return task.batch == other.batch && task.threads == other.threads && task.slots == other.slots &&
+           task.gathered == other.gathered;
   }
   // A call begins, on the thread that made it.
   void begin(const Samples<T>& samples) {
@@ -53,6 +56,7 @@ class Schedule {
   const Task<T> task;
   Parameters<T> parameters;
   threads::Pace pace;
+  Memory memory;  // of all arrays here
 
  protected:
   // One for all threads, or one for each, as the schedule has it.
@@ -72,11 +76,11 @@ namespace {
 template <class T>
 class RowsThenWeights final : public Schedule<T> {
  public:
-  explicit RowsThenWeights(const Task<T>& task)
-      : Schedule<T>(task),
+  RowsThenWeights(const Task<T>& task, Arena& arena)
+      : Schedule<T>(task, arena),
         tile_blocks_((task.network.padded_size * index(sizeof(T)) > (4 << 20) ? 1024 : max_tile_rows) / block_rows),
-        losses_((task.batch + block_rows - 1) / block_rows) {
-    this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch));
+        losses_(arena.take<double>((task.batch + block_rows - 1) / block_rows)) {
+    this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
   }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
@@ -91,7 +95,7 @@ class RowsThenWeights final : public Schedule<T> {
       worker.gather(at, batch.first + at, rows);
       worker.forward(0, at, rows, this->parameters, this->scratch(thread));
       for (index block = at; block < at + rows; block += block_rows)
-        losses_.data()[block / block_rows] =
+        losses_[block / block_rows] =
             worker.output_delta(block, batch.first + block, std::min(block_rows, at + rows - block), batch.scale);
       worker.propagate(at, rows, this->parameters, this->scratch(thread));
     }
@@ -106,14 +110,14 @@ class RowsThenWeights final : public Schedule<T> {
                   high = share_begin(layer.inputs, thread + 1, threads);
       worker.update_weights(batch, i, low, high, p, this->scratch(thread));
       if (int(i) % threads != thread) continue;
-      worker.bias_gradient(i, batch.rows, false, p);
+      worker.bias_gradient(i, batch.rows, false, p.gradient);
       p.update(batch.rule, batch.numbers, layer.biases, layer.width);
     }
   }
 
   double loss(const Batch<T>& batch) const override {
     const index blocks = (batch.rows + block_rows - 1) / block_rows;
-    return batch.scale * std::accumulate(losses_.data(), losses_.data() + blocks, 0.0);
+    return batch.scale * std::accumulate(losses_, losses_ + blocks, 0.0);
   }
 
  private:
@@ -122,7 +126,7 @@ class RowsThenWeights final : public Schedule<T> {
   // Blocks that go through the layers together: they stay in the second-level cache, unless the weights do not
   // and should rather be read seldom.
   const index tile_blocks_;
-  Buffer<double> losses_;
+  double* losses_;
 };
 
 // Tiles (few parameters, many rows). Tiles of the batch run forward and backward in the cache, each
@@ -134,10 +138,12 @@ class Tiles96 final : public Schedule<T> {
     return task.network.compact_size * index(sizeof(T)) <= 48 * 1024 && task.batch >= 4 * tile_rows;
   }
 
-  explicit Tiles96(const Task<T>& task) : Schedule<T>(task), losses_(tile_count(task.batch)) {
-    for (index i = 0; i < gradient_count(task.batch); i++) gradients_.emplace_back(0, task.network.padded_size, 0);
+  Tiles96(const Task<T>& task, Arena& arena)
+      : Schedule<T>(task, arena), losses_(arena.take<double>(tile_count(task.batch))) {
+    for (index i = 0; i < gradient_count(task.batch); i++)
+      gradients_.push_back({arena.take<T>(task.network.padded_size), 0});
     for (int i = 0; i < task.threads; i++)
-      this->workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, true));
+      this->workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, task.gathered, arena, true));
   }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
@@ -151,7 +157,7 @@ class Tiles96 final : public Schedule<T> {
         const bool add = tile > tiles * slot / slots;
         worker.gather(0, batch.first + at, rows);
         worker.forward(0, 0, rows, this->parameters, scratch);
-        losses_.data()[tile] = worker.output_delta(0, batch.first + at, rows, batch.scale);
+        losses_[tile] = worker.output_delta(0, batch.first + at, rows, batch.scale);
         worker.propagate(0, rows, this->parameters, scratch);
         for (size_t i = 0; i < this->task.network.layers.size(); i++) {
           worker.weight_gradient(i, 0, this->task.network.layers[i].inputs, rows, add, gradients_[size_t(slot)],
@@ -169,15 +175,15 @@ class Tiles96 final : public Schedule<T> {
     const index count = share_begin(lines, thread + 1, threads) * line - low;
     for (index half = 1; half < slots; half *= 2) {
       for (index slot = 0; slot + half < slots; slot += 2 * half)
-        this->task.network.kernels->add_rows(1, count, 0, gradients_[size_t(slot + half)].derivative(low),
-                                             gradients_[size_t(slot)].derivative(low));
+        this->task.network.kernels->add_rows(1, count, 0, gradients_[size_t(slot + half)].at(low),
+                                             gradients_[size_t(slot)].at(low));
     }
-    std::copy_n(gradients_[0].derivative(low), count, this->parameters.derivative(low));
+    std::copy_n(gradients_[0].at(low), count, this->parameters.gradient.at(low));
     this->parameters.update(batch.rule, batch.numbers, low, count);
   }
 
   double loss(const Batch<T>& batch) const override {
-    return batch.scale * std::accumulate(losses_.data(), losses_.data() + tile_count(batch.rows), 0.0);
+    return batch.scale * std::accumulate(losses_, losses_ + tile_count(batch.rows), 0.0);
   }
 
  private:
@@ -185,8 +191,8 @@ class Tiles96 final : public Schedule<T> {
   static index tile_count(index rows) { return (rows + tile_rows - 1) / tile_rows; }
   static index gradient_count(index rows) { return std::min(tile_count(rows), most_gradients); }
 
-  std::vector<Parameters<T>> gradients_;
-  Buffer<double> losses_;
+  std::vector<Segment<T>> gradients_;
+  double* losses_;
 };
 
 // Inputs, then a replicated tail (many inputs, everything above small). Each thread owns parts of the
@@ -203,14 +209,14 @@ class InputsThenTail final : public Schedule<T> {
            first >= 16 * tail;
   }
 
-  explicit InputsThenTail(const Task<T>& task)
-      : Schedule<T>(task),
+  InputsThenTail(const Task<T>& task, Arena& arena)
+      : Schedule<T>(task, arena),
         parts_(std::min<index>(task.network.layers[0].inputs / part_inputs, 16)),
         sums_stride_(task.batch * task.network.layers[0].width),
-        sums_{Buffer<T>(parts_ * sums_stride_), Buffer<T>(parts_ * sums_stride_)} {
+        sums_{arena.take<T>(parts_ * sums_stride_), arena.take<T>(parts_ * sums_stride_)} {
     for (int i = 0; i < task.threads; i++) {
-      this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch));
-      tails_.emplace_back(task.network.layers[0].biases, task.network.padded_size, task.slots);
+      this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
+      tails_.emplace_back(task.network.layers[0].biases, task.network.padded_size, task.slots, arena);
     }
   }
 
@@ -237,8 +243,8 @@ class InputsThenTail final : public Schedule<T> {
     worker.propagate(0, batch.rows, tail, scratch);
     const auto& layers = this->task.network.layers;
     for (size_t i = 0; i < layers.size(); i++) {
-      if (i) worker.weight_gradient(i, 0, layers[i].inputs, batch.rows, false, tail, scratch);
-      worker.bias_gradient(i, batch.rows, false, tail);
+      if (i) worker.weight_gradient(i, 0, layers[i].inputs, batch.rows, false, tail.gradient, scratch);
+      worker.bias_gradient(i, batch.rows, false, tail.gradient);
     }
     tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
     const index low = begin(share_begin(parts_, thread, threads)),
@@ -253,29 +259,41 @@ class InputsThenTail final : public Schedule<T> {
 
   void finish() override {
     Parameters<T>&whole = this->parameters, &tail = tails_[0];
-    std::copy_n(tail.values.data(), tail.size, whole.value(tail.begin));
-    std::copy_n(tail.gradient.data(), tail.size, whole.derivative(tail.begin));
+    std::copy_n(tail.values.data, tail.size, whole.values.at(tail.begin));
+    std::copy_n(tail.gradient.data, tail.size, whole.gradient.at(tail.begin));
     for (size_t i = 0; i < tail.slots.size(); i++)
-      std::copy_n(tail.slots[i].data(), tail.size, whole.slots[i].data() + tail.begin);
+      std::copy_n(tail.slots[i].data, tail.size, whole.slots[i].at(tail.begin));
   }
 
  private:
   static constexpr index part_inputs = 192;
 
   index begin(index part) const { return this->task.network.layers[0].inputs * part / parts_; }
-  T* sums(const Batch<T>& batch) { return sums_[batch.number % 2].data(); }
+  T* sums(const Batch<T>& batch) { return sums_[batch.number % 2]; }
 
   const index parts_, sums_stride_;
-  Buffer<T> sums_[2];
+  T* sums_[2];
   std::vector<Parameters<T>> tails_;
   double loss_ = 0;
 };
 
+// Made twice: the first one tells how large a block it takes.
+template <class Kind, class T>
+std::unique_ptr<Schedule<T>> laid_out(const Task<T>& task) {
+  Arena counted;
+  Kind(task, counted);
+  Memory memory(counted.size());
+  Arena arena(memory);
+  auto schedule = std::make_unique<Kind>(task, arena);
+  schedule->memory = std::move(memory);
+  return schedule;
+}
+
 template <class T>
 std::unique_ptr<Schedule<T>> schedule_for(const Task<T>& task) {
-  if (Tiles96<T>::suits(task)) return std::make_unique<Tiles96<T>>(task);
-  if (InputsThenTail<T>::suits(task)) return std::make_unique<InputsThenTail<T>>(task);
-  return std::make_unique<RowsThenWeights<T>>(task);
+  if (Tiles96<T>::suits(task)) return laid_out<Tiles96<T>>(task);
+  if (InputsThenTail<T>::suits(task)) return laid_out<InputsThenTail<T>>(task);
+  return laid_out<RowsThenWeights<T>>(task);
 }
 
 // The sum of the sample weights of a batch.
@@ -379,11 +397,12 @@ std::unique_ptr<Schedule<T>> schedule_from(Spare<T>& spare, const Task<T>& task)
 template <class T>
 double loss_and_gradient(const Network<T>& network, Spare<T>& spare, const T* params, const Samples<T>& samples,
                          T* gradient) {
-  auto schedule = schedule_from<T>(spare, {network, samples.count, team_size(network, samples.count, 1), 0});
+  const Task<T> task{network, samples.count, team_size(network, samples.count, 1), 0, Gathered(samples)};
+  auto schedule = schedule_from<T>(spare, task);
   schedule->begin(samples);
-  network.pad(params, schedule->parameters.values.data());
+  network.pad(params, schedule->parameters.values.data);
   const double loss = run<T>(*schedule, samples, nullptr, nullptr);
-  network.unpad(schedule->parameters.gradient.data(), gradient);
+  network.unpad(schedule->parameters.gradient.data, gradient);
   spare.give(std::move(schedule));
   return loss;
 }
@@ -403,7 +422,7 @@ Training<T>::~Training() {
 template <class T>
 double Training<T>::epoch(const Samples<T>& samples, const double* numbers) {
   const int threads = team_size(network_, batch_, double(samples.count) / double(batch_));
-  const Task<T> task{network_, batch_, threads, rule_.slots};
+  const Task<T> task{network_, batch_, threads, rule_.slots, Gathered(samples)};
   if (!schedule_ || !schedule_->suits(task)) {
     pull();
     newest_ = Newest::given;
@@ -412,8 +431,8 @@ double Training<T>::epoch(const Samples<T>& samples, const double* numbers) {
   schedule_->begin(samples);
   Parameters<T>& parameters = schedule_->parameters;
   if (newest_ == Newest::given) {
-    network_.pad(params_, parameters.values.data());
-    for (int i = 0; i < rule_.slots; i++) network_.pad(slots_[i], parameters.slots[size_t(i)].data());
+    network_.pad(params_, parameters.values.data);
+    for (int i = 0; i < rule_.slots; i++) network_.pad(slots_[i], parameters.slots[size_t(i)].data);
   }
   newest_ = Newest::padded;
   return run<T>(*schedule_, samples, &rule_, numbers);
@@ -423,8 +442,8 @@ template <class T>
 void Training<T>::pull() {
   if (newest_ != Newest::padded) return;
   const Parameters<T>& parameters = schedule_->parameters;
-  network_.unpad(parameters.values.data(), params_);
-  for (int i = 0; i < rule_.slots; i++) network_.unpad(parameters.slots[size_t(i)].data(), slots_[i]);
+  network_.unpad(parameters.values.data, params_);
+  for (int i = 0; i < rule_.slots; i++) network_.unpad(parameters.slots[size_t(i)].data, slots_[i]);
   newest_ = Newest::both;
 }
 

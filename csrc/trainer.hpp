@@ -5,39 +5,49 @@
 #include <cstring>
 #include <vector>
 
+#include "memory.hpp"
 #include "plan.hpp"
 
 namespace pyfastnn {
+
+// A number for each of the padded parameters from offset `begin` on.
+template <class T>
+struct Segment {
+  T* data;
+  index begin;
+
+  T* at(index offset) const { return data + (offset - begin); }
+};
 
 // Parameters, their gradient and what the optimizer remembers, all padded; of a whole network or of
 // its tail from offset `begin` on.
 template <class T>
 struct Parameters {
-  Buffer<T> values, gradient;
-  std::vector<Buffer<T>> slots;
   index begin, size;
+  Segment<T> values, gradient;
+  std::vector<Segment<T>> slots;
 
-  Parameters(index begin_, index end, int slot_count)
-      : values(end - begin_), gradient(end - begin_), begin(begin_), size(end - begin_) {
-    for (int i = 0; i < slot_count; i++) slots.emplace_back(size);
+  Parameters(index begin_, index end, int slot_count, Arena& arena)
+      : begin(begin_),
+        size(end - begin),
+        values{arena.take<T>(size), begin},
+        gradient{arena.take<T>(size), begin},
+        slots(size_t(slot_count)) {
+    for (Segment<T>& slot : slots) slot = {arena.take<T>(size), begin};
   }
 
-  T* value(index offset) { return values.data() + (offset - begin); }
-  T* derivative(index offset) { return gradient.data() + (offset - begin); }
-
   // Copies everything but the gradient from parameters that hold this range too.
-  void copy_from(Parameters& whole) {
-    std::copy_n(whole.value(begin), size, values.data());
-    for (size_t i = 0; i < slots.size(); i++)
-      std::copy_n(whole.slots[i].data() + (begin - whole.begin), size, slots[i].data());
+  void copy_from(const Parameters& whole) {
+    std::copy_n(whole.values.at(begin), size, values.data);
+    for (size_t i = 0; i < slots.size(); i++) std::copy_n(whole.slots[i].at(begin), size, slots[i].data);
   }
 
   // One step of the rule on [offset, offset + count).
   void update(const Rule<T>* rule, const double* numbers, index offset, index count) {
     if (!rule) return;
     T* part[max_slots] = {};
-    for (size_t i = 0; i < slots.size(); i++) part[i] = slots[i].data() + (offset - begin);
-    rule->apply(count, value(offset), derivative(offset), part, numbers);
+    for (size_t i = 0; i < slots.size(); i++) part[i] = slots[i].at(offset);
+    rule->apply(count, values.at(offset), gradient.at(offset), part, numbers);
   }
 };
 
@@ -50,31 +60,40 @@ struct Batch {
   const double* numbers;
 };
 
+// What is copied of samples that are not taken as they lie.
+struct Gathered {
+  bool y, labels, weight;
+
+  template <class T>
+  explicit Gathered(const Samples<T>& s)
+      : y(s.order && s.y), labels(s.order && s.labels), weight(s.order && s.weight) {}
+  bool operator==(const Gathered& other) const {
+    return y == other.y && labels == other.labels && weight == other.weight;
+  }
+};
+
 // What forward and backward keep of up to `rows` samples: activations and deltas, padded. Of samples that are
 // taken as they lie, targets are read where they are; of others they are gathered.
 template <class T>
 class Worker {
  public:
   // With `transposing`, propagate() multiplies by weights that transpose() has prepared.
-  Worker(const Network<T>& network, index rows, bool transposing = false) : network_(network), x_rows_(size_t(rows)) {
+  Worker(const Network<T>& network, index rows, Gathered gathered, Arena& arena, bool transposing = false)
+      : network_(network), rows_(rows), x_rows_(arena.take<const T*>(rows)) {
     for (const Layer<T>& layer : network.layers) {
-      a_.emplace_back(rows * layer.stride);
-      d_.emplace_back(rows * layer.stride);
-      z_.emplace_back(layer.slope_from_input ? rows * layer.stride : 0);
+      a_.push_back(arena.take<T>(rows * layer.stride));
+      d_.push_back(arena.take<T>(rows * layer.stride));
+      z_.push_back(arena.take<T>(layer.slope_from_input ? rows * layer.stride : 0));
     }
     for (size_t i = 0; transposing && i < network.layers.size(); i++)
-      transposed_.emplace_back(i ? network.layers[i].outputs * network.layers[i - 1].width : 0);
+      transposed_.push_back(arena.take<T>(i ? network.layers[i].outputs * network.layers[i - 1].width : 0));
+    y_ = arena.take<T>(gathered.y ? rows * network.layers.back().width : 0);
+    labels_ = arena.take<std::int64_t>(gathered.labels ? rows : 0);
+    weight_ = arena.take<T>(gathered.weight ? rows : 0);
   }
 
   // Goes on with these samples.
-  void take(const Samples<T>& samples) {
-    samples_ = samples;
-    if (!samples.order) return;
-    const index rows = index(x_rows_.size());
-    if (samples.y && !y_.data()) y_ = Buffer<T>(rows * network_.layers.back().width);
-    if (samples.weight && !weight_.data()) weight_ = Buffer<T>(rows);
-    if (samples.labels) labels_.resize(size_t(rows));
-  }
+  void take(const Samples<T>& samples) { samples_ = samples; }
 
   // Below, rows [at, at + rows) are the worker's own; scratch is that of the calling thread.
 
@@ -82,32 +101,32 @@ class Worker {
     const index inputs = network_.layers.front().inputs;
     const Layer<T>& top = network_.layers.back();
     if (!samples_.order) {
-      for (index r = 0; r < rows; r++) x_rows_[size_t(at + r)] = samples_.x + (first + r) * inputs;
+      for (index r = 0; r < rows; r++) x_rows_[at + r] = samples_.x + (first + r) * inputs;
       return;
     }
     // Meanwhile the rows that the next step takes begin to arrive.
     const std::int64_t* const from = samples_.order + first;
-    const index step = index(x_rows_.size()), ahead = std::min(rows, samples_.count - first - step);
-    for (index r = 0; r < ahead; r++) prefetch_row(samples_.x + from[r + step] * inputs, inputs);
-    for (index r = 0; r < rows; r++) x_rows_[size_t(at + r)] = samples_.x + from[r] * inputs;
+    const index ahead = std::min(rows, samples_.count - first - rows_);
+    for (index r = 0; r < ahead; r++) prefetch_row(samples_.x + from[r + rows_] * inputs, inputs);
+    for (index r = 0; r < rows; r++) x_rows_[at + r] = samples_.x + from[r] * inputs;
     if (samples_.y) {
-      for (index r = 0; r < ahead; r++) prefetch_row(samples_.y + from[r + step] * top.outputs, 1);
-      copy_rows(rows, from, top.outputs, y_.data() + at * top.width, top.width);
+      for (index r = 0; r < ahead; r++) prefetch_row(samples_.y + from[r + rows_] * top.outputs, 1);
+      copy_rows(rows, from, top.outputs, y_ + at * top.width, top.width);
     } else {
-      for (index r = 0; r < ahead; r++) __builtin_prefetch(samples_.labels + from[r + step]);
-      for (index r = 0; r < rows; r++) labels_[size_t(at + r)] = samples_.labels[from[r]];
+      for (index r = 0; r < ahead; r++) __builtin_prefetch(samples_.labels + from[r + rows_]);
+      for (index r = 0; r < rows; r++) labels_[at + r] = samples_.labels[from[r]];
     }
     if (samples_.weight) {
-      for (index r = 0; r < rows; r++) weight_.data()[at + r] = samples_.weight[from[r]];
+      for (index r = 0; r < rows; r++) weight_[at + r] = samples_.weight[from[r]];
     }
   }
 
   // The sums of the first layer over inputs [low, high), without bias, to c (rows, width).
   void first_sums(index at, index rows, index low, index high, Parameters<T>& p, T* c, T* scratch) const {
     const Layer<T>& layer = network_.layers.front();
-    Gemm<T> product{rows, layer.outputs, high - low, nullptr, 0, p.value(layer.weights), 0, nullptr, 0,
+    Gemm<T> product{rows, layer.outputs, high - low, nullptr, 0, p.values.at(layer.weights), 0, nullptr, 0,
                     c,    layer.width,   scratch,    true};
-    product.a_rows = x_rows_.data() + at;
+    product.a_rows = x_rows_ + at;
     product.a_offset = low;
     product.panels = &layer.panels;
     product.panel_row = low;
@@ -120,7 +139,7 @@ class Worker {
     T* const z = sums_of(0, at);
     for (index r = 0; r < rows; r++) {
       T* const row = z + r * layer.stride;
-      std::copy_n(p.value(layer.biases), layer.width, row);
+      std::copy_n(p.values.at(layer.biases), layer.width, row);
       for (index part = 0; part < parts; part++)
         network_.kernels->add_rows(1, layer.width, 0, sums + part * part_stride + r * layer.width, row);
     }
@@ -132,7 +151,7 @@ class Worker {
     for (size_t i = from; i < network_.layers.size(); i++) {
       const Layer<T>& layer = network_.layers[i];
       Gemm<T> product{
-          rows, layer.outputs,  layer.inputs, nullptr, 0,   p.value(layer.weights), 0, p.value(layer.biases),
+          rows, layer.outputs,  layer.inputs, nullptr, 0,   p.values.at(layer.weights), 0, p.values.at(layer.biases),
           0,    sums_of(i, at), layer.stride, scratch, true};
       product.panels = &layer.panels;
       set_inputs(product, i, at);
@@ -147,13 +166,13 @@ class Worker {
     const Layer<T>& layer = network_.layers.back();
     const index offset = at * layer.stride;
     const bool gathered = samples_.order != nullptr;
-    T* const d = d_.back().data() + offset;
+    T* const d = d_.back() + offset;
     const T *y = nullptr, *weight = nullptr;
-    if (samples_.y) y = gathered ? y_.data() + at * layer.width : samples_.y + first * layer.outputs;
-    if (samples_.weight) weight = gathered ? weight_.data() + at : samples_.weight + first;
+    if (samples_.y) y = gathered ? y_ + at * layer.width : samples_.y + first * layer.outputs;
+    if (samples_.weight) weight = gathered ? weight_ + at : samples_.weight + first;
     const LossRows<T> part{rows,
                            layer.outputs,
-                           a_.back().data() + offset,
+                           a_.back() + offset,
                            layer.stride,
                            y,
                            gathered ? layer.width : layer.outputs,
@@ -163,7 +182,7 @@ class Worker {
                            d,
                            gathered ? 0 : (samples_.count - first - rows) * layer.outputs};
     if (samples_.labels)
-      return network_.kernels->label_cross_entropy(part, gathered ? labels_.data() + at : samples_.labels + first);
+      return network_.kernels->label_cross_entropy(part, gathered ? labels_ + at : samples_.labels + first);
     const double sum = network_.loss->rows(part);
     if (!network_.matched) layer.activation->delta(rows, layer.outputs, layer.stride, d, part.a, d);
     return sum;
@@ -177,8 +196,8 @@ class Worker {
       for (index panel = 0; panel < layer.panels.count(); panel++) {
         const index first = panel * layer.panels.panel_width;
         network_.kernels->transpose(layer.inputs, std::min(layer.panels.panel_width, layer.outputs - first),
-                                    p.value(layer.weights) + layer.panels.begin(panel, 0), layer.panels.width_of(panel),
-                                    transposed_[i].data() + first * width, width);
+                                    p.values.at(layer.weights) + layer.panels.begin(panel, 0),
+                                    layer.panels.width_of(panel), transposed_[i] + first * width, width);
       }
     }
   }
@@ -187,15 +206,15 @@ class Worker {
   void propagate(index at, index rows, Parameters<T>& p, T* scratch) {
     for (size_t i = network_.layers.size() - 1; i > 0; i--) {
       const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
-      T* const d = d_[i - 1].data() + at * below.stride;
-      const T* const s = (below.slope_from_input ? z_ : a_)[i - 1].data() + at * below.stride;
+      T* const d = d_[i - 1] + at * below.stride;
+      const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + at * below.stride;
       const bool ready = !transposed_.empty();
       Gemm<T> product{rows,
                       layer.inputs,
                       layer.outputs,
-                      d_[i].data() + at * layer.stride,
+                      d_[i] + at * layer.stride,
                       layer.stride,
-                      ready ? transposed_[i].data() : p.value(layer.weights),
+                      ready ? transposed_[i] : p.values.at(layer.weights),
                       below.width,
                       nullptr,
                       0,
@@ -213,8 +232,8 @@ class Worker {
   void update_weights(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
     const Layer<T>& layer = network_.layers[i];
     if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
-      return weight_product(i, low, high, batch.rows, nullptr, p.value(layer.weights), batch.numbers, scratch);
-    weight_gradient(i, low, high, batch.rows, false, p, scratch);
+      return weight_product(i, low, high, batch.rows, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
+    weight_gradient(i, low, high, batch.rows, false, p.gradient, scratch);
     for (index panel = 0; panel < layer.panels.count(); panel++)
       p.update(batch.rule, batch.numbers, layer.weights + layer.panels.begin(panel, low),
                (high - low) * layer.panels.width_of(panel));
@@ -222,16 +241,16 @@ class Worker {
 
   // Rows [low, high) of the gradient of the weights of layer i, over the first `rows` samples; added
   // to what is there, or not.
-  void weight_gradient(size_t i, index low, index high, index rows, bool add, Parameters<T>& p, T* scratch) {
-    T* const g = p.derivative(network_.layers[i].weights);
+  void weight_gradient(size_t i, index low, index high, index rows, bool add, Segment<T> gradient, T* scratch) {
+    T* const g = gradient.at(network_.layers[i].weights);
     weight_product(i, low, high, rows, add ? g : nullptr, g, nullptr, scratch);
   }
 
-  void bias_gradient(size_t i, index rows, bool add, Parameters<T>& p) const {
+  void bias_gradient(size_t i, index rows, bool add, Segment<T> gradient) const {
     const Layer<T>& layer = network_.layers[i];
-    T* const sums = p.derivative(layer.biases);
+    T* const sums = gradient.at(layer.biases);
     if (!add) std::fill_n(sums, layer.width, T(0));
-    network_.kernels->add_rows(rows, layer.width, layer.stride, d_[i].data(), sums);
+    network_.kernels->add_rows(rows, layer.width, layer.stride, d_[i], sums);
   }
 
   static index sample(const Samples<T>& samples, index position) {
@@ -243,8 +262,7 @@ class Worker {
   void weight_product(size_t i, index low, index high, index rows, const T* start, T* c, const double* rate,
                       T* scratch) {
     const Layer<T>& layer = network_.layers[i];
-    Gemm<T> product{high - low, layer.outputs, rows, nullptr, 0, d_[i].data(), layer.stride, start, 0, c,
-                    0,          scratch,       true};
+    Gemm<T> product{high - low, layer.outputs, rows, nullptr, 0, d_[i], layer.stride, start, 0, c, 0, scratch, true};
     product.panels = &layer.panels;
     product.panel_row = low;
     product.descends = rate != nullptr;
@@ -282,30 +300,31 @@ class Worker {
   // Where the sums of layer i from row `at` on go.
   T* sums_of(size_t i, index at) {
     const Layer<T>& layer = network_.layers[i];
-    return (layer.slope_from_input ? z_ : a_)[i].data() + at * layer.stride;
+    return (layer.slope_from_input ? z_ : a_)[i] + at * layer.stride;
   }
 
   void activate(size_t i, index at, index rows) {
     const Layer<T>& layer = network_.layers[i];
-    layer.activation->value(rows, layer.outputs, layer.stride, sums_of(i, at), a_[i].data() + at * layer.stride);
+    layer.activation->value(rows, layer.outputs, layer.stride, sums_of(i, at), a_[i] + at * layer.stride);
   }
 
   // The inputs of layer i from row `at` on: the outputs of the layer below, or the samples.
   void set_inputs(Gemm<T>& product, size_t i, index at) const {
     if (i) {
       product.lda = network_.layers[i - 1].stride;
-      product.a = a_[i - 1].data() + at * product.lda;
+      product.a = a_[i - 1] + at * product.lda;
     } else {
-      product.a_rows = x_rows_.data() + at;
+      product.a_rows = x_rows_ + at;
     }
   }
 
   const Network<T>& network_;
   Samples<T> samples_{};
-  std::vector<const T*> x_rows_;
-  std::vector<Buffer<T>> a_, d_, z_, transposed_;
-  Buffer<T> y_, weight_;
-  std::vector<std::int64_t> labels_;
+  index rows_;
+  const T** x_rows_;
+  std::vector<T*> a_, d_, z_, transposed_;
+  T *y_, *weight_;
+  std::int64_t* labels_;
 };
 
 }  // namespace pyfastnn
