@@ -80,9 +80,9 @@ struct Result {
   }
 };
 
-// Rows x (Vectors lanes) of a b. Pairs of vectors of b are `pairs` apart.
+// Rows x (Vectors lanes) of a b.
 template <class T, int Rows, int Vectors, class A>
-INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& result, index pairs = 0) {
+INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& result) {
   constexpr int L = lanes<T>;
   const bool whole = result.last == L;
   const auto read = [&](const T* row, int j) {
@@ -100,7 +100,7 @@ INLINE void tile(index depth, A a, const T* b, index ldb, const Result<T>& resul
 #pragma GCC unroll 4
   for (index k = 0; k < depth; k++) {
     Vec<T> panel[Vectors];
-    UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b + k * ldb + j / 2 * pairs + j % 2 * L);
+    UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b + k * ldb + j * L);
     const T* column = nullptr;
     if constexpr (A::transposed) column = a.column(k);
     UNROLL for (int i = 0; i < Rows; i++) {
