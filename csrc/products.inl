@@ -10,24 +10,46 @@ INLINE ColumnsOfB<T> columns_of_b(const Gemm<T>& g, index n, index k) {
   return {g.b + g.panels->begin(n / W, g.panel_row + k), g.panels->width_of(n / W), g.panels->rows * W};
 }
 
-// One row against all whole vectors of columns, most of them eight at a time: a row has no other rows
-// to hide the latency of its sums behind. Returns how many columns that were.
-template <class T, class A>
-INLINE index row_product(const Gemm<T>& g, A a, index columns) {
-  constexpr index W = 2 * lanes<T>;
-  index n = 0;
-  const auto tiles_of = [&](auto vectors) {
-    constexpr int V = decltype(vectors)::value;
-    for (; n + V * lanes<T> <= columns; n += V * lanes<T>) {
-      tile<T, 1, V>(g.depth, a, columns_of_b<A>(g, n, 0),
-                    {g.start ? g.start + n : nullptr, 0, g.c + n, 0, W, g.descends, g.rate, lanes<T>});
+// One row against the V vectors of columns from column n on, the last one maybe in part: they hide the latency of each
+// other's sums. b is read where it lies.
+template <class T, int V>
+void row_tile(const Gemm<T>& g, const T* a, index n, index columns) {
+  constexpr index L = lanes<T>;
+  ColumnsOfB<T> b = columns_of_b<RowMajor<T>>(g, n, 0);
+  const index last = clamp(columns - n - (V - 1) * L, L);
+  const auto whole = [](const T* p, int) { return load<T>(p); };
+  const auto part = [&](const T* p, int j) { return j < V - 1 ? load<T>(p) : load_part<T>(p, last); };
+  Vec<T> sum[V];
+  UNROLL for (int j = 0; j < V; j++) sum[j] = g.start ? part(g.start + n + j * L, j) : Vec<T>{};
+  index k = 0;
+  const auto add = [&](index end, auto read) {
+#pragma GCC unroll 4
+    for (; k < end; k++, b.data += b.stride) {
+      UNROLL for (int j = 0; j < V; j++) sum[j] += a[k] * read(b.data + j / 2 * b.pairs + j % 2 * L, j);
     }
   };
-  tiles_of(std::integral_constant<int, 8>{});
-  tiles_of(std::integral_constant<int, 4>{});
-  tiles_of(std::integral_constant<int, 2>{});
-  tiles_of(std::integral_constant<int, 1>{});
-  return n;
+  // A whole vector reaches L - last elements into the next rows; so near its end, past the end of b.
+  add(clamp(g.depth - (L - last), g.depth), whole);
+  add(g.depth, part);
+  T* const c = g.c + n;
+  UNROLL for (int j = 0; j < V - 1; j++) store<T>(c + j * L, sum[j]);
+  if (last == L)
+    store<T>(c + (V - 1) * L, sum[V - 1]);
+  else
+    store_part<T>(c + (V - 1) * L, sum[V - 1], last);
+}
+
+template <class T, int... Below>
+INLINE void row_product(const Gemm<T>& g, const T* a, index columns, std::integer_sequence<int, Below...>) {
+  static constexpr void (*tiles[])(const Gemm<T>&, const T*, index, index) = {row_tile<T, Below + 1>...};
+  constexpr index most = sizeof...(Below);
+  for (index n = 0; n < columns;) {
+    index vectors = clamp((columns - n + lanes<T> - 1) / lanes<T>, most);
+    // A panel of one vector has rows of its own length.
+    if (g.panels && vectors > 1) vectors -= vectors % 2;
+    tiles[vectors - 1](g, a, n, columns);
+    n += vectors * lanes<T>;
+  }
 }
 
 // The vectors of a tile where so many columns are left.
@@ -188,19 +210,10 @@ void product(const Gemm<T>& g, index last_column) {
 }
 
 template <class T, class A, bool TransposedB>
-void gemm(const Gemm<T>& whole) {
-  Gemm<T> g = whole;
-  index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
+void gemm(const Gemm<T>& g) {
+  const index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
   if constexpr (!A::transposed && !TransposedB) {
-    if (g.rows == 1) {
-      const index done = row_product(g, A::of(g), last_column);
-      if (done == last_column) return;
-      // Less than a vector is left, of a product that is not padded.
-      last_column = g.columns -= done;
-      g.b += done;
-      g.c += done;
-      if (g.start) g.start += done;
-    }
+    if (g.rows == 1) return row_product(g, A::of(g).row(0), last_column, std::make_integer_sequence<int, 8>{});
   }
   product<T, A, TransposedB>(g, last_column);
 }

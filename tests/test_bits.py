@@ -74,3 +74,16 @@ def test_vectors_chosen_for_the_network_give_the_same_bits(monkeypatch, dtype, l
             history = net.fit(x, y, epochs=2, batch_size=100)
             results.append(np.concatenate([net.params, net.predict(x).ravel(), history.loss]).tobytes())
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("inputs", [3, 70])
+@pytest.mark.parametrize("backend", COMPILED, ids=lambda backend: backend.isa)
+def test_one_row_has_the_bits_of_its_batch(backend, dtype, inputs):
+    """A single row goes another way, which depends on how many vectors its columns fill."""
+    rng = np.random.default_rng(2)
+    for outputs in range(1, 150):
+        sizes = (3, inputs), (inputs, outputs), (outputs,)
+        x, w, b = (rng.normal(size=size).astype(dtype) for size in sizes)
+        with pf.use_backend(backend):
+            rows = [pf.dense_forward(x[i : i + 1], w, b) for i in range(len(x))]
+            np.testing.assert_array_equal(np.concatenate(rows), pf.dense_forward(x, w, b))
