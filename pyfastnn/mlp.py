@@ -284,6 +284,7 @@ class MLP:
         validation_data : (x, y), optional
             Evaluated after each epoch.
         callbacks : iterable of Callback
+            Called when ``params`` is up to date; while an epoch runs it may not be.
         progress : bool, optional
             Show a bar (needs tqdm). Default: where tqdm is installed and standard error is a terminal.
 
