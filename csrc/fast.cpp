@@ -20,10 +20,10 @@ int ready_type(PyObject* object) {
   if (Py_TYPE(object) != api.PyArray_Type_) return -1;
   constexpr int needed = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
   if ((array_proxy(object)->flags & needed) != needed) return -1;
-  const auto dtype = py::reinterpret_borrow<py::dtype>(array_proxy(object)->descr);
-  const int type = dtype.num();
+  const auto* dtype = py::detail::array_descriptor_proxy(array_proxy(object)->descr);
+  const int type = dtype->type_num;
   const bool is_float = type == py::detail::npy_api::NPY_FLOAT_ || type == py::detail::npy_api::NPY_DOUBLE_;
-  return is_float && dtype.byteorder() == '=' ? type : -1;
+  return is_float && dtype->byteorder == '=' ? type : -1;
 }
 
 // fits("nk km m", x, w, b): whether all are ready arrays of one dtype, with a letter a dimension,
@@ -101,20 +101,17 @@ PyObject* quick_predict(const Network<T>& network, PyObject* params, PyObject* x
   return out;
 }
 
-// quick_predict(plan.capsule(), params, x, out or None) -> the outputs; None where x or out are not
-// what the slow checks would pass without a word, or are many.
-PyObject* quick_predict_call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 4) {
-    PyErr_SetString(PyExc_TypeError, "quick_predict(capsule, params, x, out)");
+PyObject* quick_predict_call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 3) {
+    PyErr_SetString(PyExc_TypeError, "quick_predict(params, x, out)");
     return nullptr;
   }
-  const auto* plan = static_cast<const QuickPlan*>(PyCapsule_GetPointer(arguments[0], nullptr));
-  if (!plan) return nullptr;
-  PyObject *params = arguments[1], *x = arguments[2], *out = arguments[3];
+  const auto& any = *static_cast<const AnyNetwork*>(PyCapsule_GetPointer(self, nullptr));
+  PyObject *params = arguments[0], *x = arguments[1], *out = arguments[2];
   const int type = ready_type(x);
   if (type < 0 || type != ready_type(params) || array_proxy(x)->nd != 2) Py_RETURN_NONE;
-  if (const auto* network = std::get_if<Network<float>>(plan->network)) return quick_predict(*network, params, x, out);
-  return quick_predict(std::get<Network<double>>(*plan->network), params, x, out);
+  if (const auto* network = std::get_if<Network<float>>(&any)) return quick_predict(*network, params, x, out);
+  return quick_predict(std::get<Network<double>>(any), params, x, out);
 }
 
 template <class Function>
@@ -122,14 +119,17 @@ PyMethodDef method(const char* name, Function* function, const char* text) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, text};
 }
 
-PyMethodDef functions[] = {
-    method("fits", fits, "fits(pattern, *arrays) -> bool"),
-    method("quick_predict", quick_predict_call, "quick_predict(capsule, params, x, out) -> array or None"),
-    {nullptr, nullptr, 0, nullptr},
-};
+PyMethodDef functions[] = {method("fits", fits, "fits(pattern, *arrays) -> bool"), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef quick_predict_method =
+    method("quick_predict", quick_predict_call, "quick_predict(params, x, out) -> array or None");
 
 }  // namespace
 
 void add_fast_functions(PyObject* module) { PyModule_AddFunctions(module, functions); }
+
+py::object bound_quick_predict(const AnyNetwork& network) {
+  const py::capsule self(&network);
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&quick_predict_method, self.ptr()));
+}
 
 }  // namespace pyfastnn

@@ -227,11 +227,7 @@ class Plan {
     });
   }
 
-  // For quick_predict.
-  py::capsule capsule() const {
-    return py::capsule(new QuickPlan{&network_, py::cast(this)},
-                       [](void* plan) { delete static_cast<QuickPlan*>(plan); });
-  }
+  py::object quick_predict() const { return bound_quick_predict(network_); }
 
   void predict(const Array& params, const Array& x, Array out) const {
     visit([&](auto& network, auto zero) {
@@ -358,7 +354,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<pyfastnn::Plan>(m, "Plan")
       .def(py::init<const Kernels&, const py::array&, const std::vector<pyfastnn::index>&, const std::vector<int>&,
                     const std::vector<bool>&, int, bool, bool, bool>())
-      .def("capsule", &pyfastnn::Plan::capsule)
+      .def("quick_predict", &pyfastnn::Plan::quick_predict, py::keep_alive<0, 1>())
       .def("predict", &pyfastnn::Plan::predict)
       .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient);
   py::class_<pyfastnn::Fit>(m, "Fit")

@@ -164,8 +164,11 @@ class MLP:
         TypeError, ValueError
             For an array of another type, dtype, shape or layout, or an overlapping ``out``.
         """
-        plan, params = self._plan(), self._params
-        result = plan.quick_forward(params, x, out)
+        plan, params = self._latest_plan, self._params
+        if plan is None or plan.backend is not get_backend():  # as _plan, but a call less
+            plan = self._plan()
+        quick = plan.quick_forward
+        result = quick(params, x, out)
         if result is not None:
             return result
         x, given = self._inputs("x", x), out

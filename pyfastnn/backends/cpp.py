@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from types import ModuleType
 
 import numpy as np
@@ -155,9 +155,7 @@ class CppPlan(Plan):
             spec.loss.mean_over_outputs,
             backend._any_width,
         )
-        self.quick_forward = partial(  # type: ignore[method-assign]
-            backend._core.quick_predict, self._compiled.capsule()
-        )
+        self.quick_forward = self._compiled.quick_predict()
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
         self._compiled.predict(params, x, out)
