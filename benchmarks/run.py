@@ -227,7 +227,7 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under 5 minutes, fewer cases")
+    parser.add_argument("--quick", action="store_true", help="about 5 minutes, fewer cases")
     parser.add_argument("--avx2", action="store_true", help="as on a machine without AVX-512")
     parser.add_argument("--name", help="folder of benchmarks/results to write; default: full or quick")
     arguments = parser.parse_args()
