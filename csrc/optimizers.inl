@@ -37,7 +37,7 @@ struct AdaptiveMoments {
   INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
     slot[0] = slot[0] + numbers[2] * (g - slot[0]);
     slot[1] = slot[1] + numbers[3] * (g * g - slot[1]);
-    return w - numbers[0] * slot[0] / (square_root(slot[1]) + numbers[1]);
+    return w - numbers[0] * slot[0] / (root<T>(slot[1]) + numbers[1]);
   }
 };
 

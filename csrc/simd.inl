@@ -101,34 +101,27 @@ INLINE void map(index count, T* out, F f, const X*... x) {
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
 #define VECTOR_MINMAX(T, suffix)                                                          \
   INLINE Vec<T> minimum(Vec<T> bound, Vec<T> x) { return _mm512_min_##suffix(bound, x); } \
-  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return _mm512_max_##suffix(bound, x); } \
-  INLINE Vec<T> square_root(Vec<T> x) { return _mm512_sqrt_##suffix(x); }
+  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return _mm512_max_##suffix(bound, x); }
 VECTOR_MINMAX(float, ps)
 VECTOR_MINMAX(double, pd)
 #elif defined(__AVX__) && VECTOR_BYTES == 32
 #define VECTOR_MINMAX(T, suffix)                                                          \
   INLINE Vec<T> minimum(Vec<T> bound, Vec<T> x) { return _mm256_min_##suffix(bound, x); } \
-  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return _mm256_max_##suffix(bound, x); } \
-  INLINE Vec<T> square_root(Vec<T> x) { return _mm256_sqrt_##suffix(x); }
+  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return _mm256_max_##suffix(bound, x); }
 VECTOR_MINMAX(float, ps)
 VECTOR_MINMAX(double, pd)
 #elif defined(__SSE2__) && VECTOR_BYTES == 16
 #define VECTOR_MINMAX(T, suffix)                                                       \
   INLINE Vec<T> minimum(Vec<T> bound, Vec<T> x) { return _mm_min_##suffix(bound, x); } \
-  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return _mm_max_##suffix(bound, x); } \
-  INLINE Vec<T> square_root(Vec<T> x) { return _mm_sqrt_##suffix(x); }
+  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return _mm_max_##suffix(bound, x); }
 VECTOR_MINMAX(float, ps)
 VECTOR_MINMAX(double, pd)
 #else
-#define VECTOR_MINMAX(T, root)                                                    \
+#define VECTOR_MINMAX(T)                                                          \
   INLINE Vec<T> minimum(Vec<T> bound, Vec<T> x) { return bound < x ? bound : x; } \
-  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return bound > x ? bound : x; } \
-  INLINE Vec<T> square_root(Vec<T> x) {                                           \
-    for (int i = 0; i < lanes<T>; i++) x[i] = root(x[i]);                         \
-    return x;                                                                     \
-  }
-VECTOR_MINMAX(float, __builtin_sqrtf)
-VECTOR_MINMAX(double, __builtin_sqrt)
+  INLINE Vec<T> maximum(Vec<T> bound, Vec<T> x) { return bound > x ? bound : x; }
+VECTOR_MINMAX(float)
+VECTOR_MINMAX(double)
 #endif
 
 // x in the first count < lanes lanes, y in the others.

@@ -10,6 +10,7 @@ struct Constants<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float exp_overflow = 88.72283905f, exp_underflow = -86.98f;
   static constexpr float tiny = 1.17549435e-38f, root_tiny = 1.08420217e-19f;
+  static constexpr std::uint32_t inverse_root = 0x5f375a86;
 };
 template <>
 struct Constants<double> {
@@ -18,6 +19,7 @@ struct Constants<double> {
   static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
   static constexpr double exp_overflow = 709.782712893384, exp_underflow = -708.0;
   static constexpr double tiny = 2.2250738585072014e-308, root_tiny = 1.4916681462400413e-154;
+  static constexpr std::uint64_t inverse_root = 0x5fe6eb50c7b537a9;
 };
 
 #define BY_TYPE(name)                         \
@@ -129,6 +131,23 @@ INLINE Vec<T> log_bounded(Vec<T> x) {
   const Vec<T> k = (Vec<T>)(exponent + (BitsVec<T>)broadcast<T>(C::magic)) - (C::magic + T(bias));
   const Vec<T> s = (m - T(1)) / (m + T(1)), u = s * s;
   const Vec<T> y = k * C::ln2_high + (s * u * polynomial<T>(log<T>(), u) + (k * C::ln2_low + (s + s)));
+  return x < T(__builtin_inf()) ? y : x;
+}
+
+// sqrt(x) for x >= 0, to one unit in the last place; less than it for subnormal x. The processor's own takes longer,
+// and keeps the divisions around it waiting.
+template <class T>
+INLINE Vec<T> root(Vec<T> x) {
+  const auto polished = [](Vec<T> e) { return polynomial<T>(coefficients::inverse_root_f32, e); };
+  // r is 1/sqrt(x) to 3.5 %, by halving and negating the exponent (Lomont, Fast inverse square root, 2003). With
+  // e = 1 - x r^2 the root is x r / sqrt(1 - e).
+  Vec<T> r = (Vec<T>)(Constants<T>::inverse_root - ((BitsVec<T>)x >> 1));
+  if constexpr (sizeof(T) == sizeof(double)) {
+    const Vec<T> e = T(1) - (x * r) * r;
+    r += (r * e) * polished(e);
+  }
+  const Vec<T> s = x * r, e = T(1) - s * r;
+  const Vec<T> y = s + (s * e) * (sizeof(T) == sizeof(double) ? T(0.375) * e + T(0.5) : polished(e));
   return x < T(__builtin_inf()) ? y : x;
 }
 

@@ -60,6 +60,11 @@ def tanh_ratio(u: mp.mpf) -> mp.mpf:
     return mp.tanh(x) / x
 
 
+def inverse_root_rest(e: mp.mpf) -> mp.mpf:
+    """q of 1 / sqrt(1 - e) = 1 + e q(e)."""
+    return (1 / mp.sqrt(1 - e) - 1) / e if abs(e) > mp.mpf("1e-20") else mp.mpf(1) / 2
+
+
 TAIL_CENTRE = mp.mpf(4)
 
 
@@ -124,6 +129,10 @@ def sections() -> Iterator[tuple[str, list[Fit]]]:
         "h of P(Z > z) = exp(-z^2/2) h(t) / (1 + z), t = (z - 4) / (z + 4), 0 <= z <= 40",
         [polynomial("tail", bits, tail, *TAIL_RANGE, n) for bits, n in ((32, 10), (64, 22))],
     )
+    yield (
+        "q of 1/sqrt(1 - e) = 1 + e q(e), |e| <= 0.0692",
+        [polynomial("inverse_root", 32, inverse_root_rest, -0.0692, 0.0692, 3)],
+    )
 
 
 def cpp() -> None:
@@ -138,8 +147,8 @@ def cpp() -> None:
 
 def python() -> None:
     """By name, then by the bits of the dtype."""
-    # The normal distribution is part of activations.py; log1p is made from log there.
-    elsewhere = "tail", "log1p"
+    # The normal distribution is part of activations.py; log1p is made from log there, and roots are the processor's.
+    elsewhere = "tail", "log1p", "inverse_root"
     print('"""Coefficients of elementary functions, lowest power first. Written by tools/fit_vmath.py."""')
     for purpose, fits in sections():
         if fits[0].name in elsewhere:
