@@ -51,14 +51,18 @@ Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes
 
 namespace {
 
-// f(columns, first column, offset into the padded parameters, row stride there) for every panel of weights.
+// f(rows, columns, offset into the compact weights, offset into the padded parameters, row stride there) for pieces
+// of every panel of weights. Few rows side by side: a panel from end to end would be pieces of distant pages.
 template <class T, class F>
-void for_panels(const Layer<T>& layer, F f) {
+void for_pieces(const Layer<T>& layer, F f) {
+  constexpr index most_rows = 8;
   const Panels& panels = layer.panels;
-  for (index p = 0; p < panels.count(); p++) {
-    const index first = p * panels.panel_width;
-    f(std::min(panels.panel_width, layer.outputs - first), first, layer.weights + panels.begin(p, 0),
-      panels.width_of(p));
+  for (index row = 0; row < layer.inputs; row += most_rows) {
+    for (index p = 0; p < panels.count(); p++) {
+      const index first = p * panels.panel_width;
+      f(std::min(most_rows, layer.inputs - row), std::min(panels.panel_width, layer.outputs - first),
+        row * layer.outputs + first, layer.weights + panels.begin(p, row), panels.width_of(p));
+    }
   }
 }
 
@@ -67,8 +71,8 @@ void for_panels(const Layer<T>& layer, F f) {
 template <class T>
 void Network<T>::pad(const T* compact, T* padded) const {
   for (const Layer<T>& layer : layers) {
-    for_panels(layer, [&](index columns, index first, index offset, index width) {
-      kernels->spread(layer.inputs, columns, compact + first, layer.outputs, padded + offset, width);
+    for_pieces(layer, [&](index rows, index columns, index from, index to, index width) {
+      kernels->spread(rows, columns, compact + from, layer.outputs, padded + to, width);
     });
     compact += layer.inputs * layer.outputs;
     kernels->spread(1, layer.outputs, compact, 0, padded + layer.biases, 0);
@@ -79,9 +83,9 @@ void Network<T>::pad(const T* compact, T* padded) const {
 template <class T>
 void Network<T>::unpad(const T* padded, T* compact) const {
   for (const Layer<T>& layer : layers) {
-    for_panels(layer, [&](index columns, index first, index offset, index width) {
-      for (index row = 0; row < layer.inputs; row++)
-        std::copy_n(padded + offset + row * width, columns, compact + row * layer.outputs + first);
+    for_pieces(layer, [&](index rows, index columns, index to, index from, index width) {
+      for (index row = 0; row < rows; row++)
+        std::copy_n(padded + from + row * width, columns, compact + to + row * layer.outputs);
     });
     compact += layer.inputs * layer.outputs;
     std::copy_n(padded + layer.biases, layer.outputs, compact);

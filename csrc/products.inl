@@ -98,9 +98,10 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
   const RowBlocks blocks = RowBlocks::of(rows, v == 4 ? tallest<A, widest> : v == 2 ? tallest<A, 2> : tallest<A, 1>);
   // Either a panel of b stays in the first-level cache while the rows of a go by, which come from the second, or a
   // block of rows while the panels go by: of little depth, too, where most of the work is to write the result, row by
-  // row.
+  // row (unless that, too, lies in panels).
   const index panel_bytes = v * L * depth * index(sizeof(T)), a_bytes = rows * depth * index(sizeof(T));
-  if (end - first <= W || (depth >= 16 && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
+  if (end - first <= W ||
+      ((depth >= 16 || target(first).in_panels()) && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
     return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
   const bool arrives = target(first).arrives(depth);
   for (index block = 0, row = 0; block < blocks.count; block++) {

@@ -87,6 +87,7 @@ struct Result {
     below.c += row * ldc;
     return below;
   }
+  bool in_panels() const { return pairs > 2 * lanes<T>; }
   // Whether what a tile adds to is worth fetching while the one before it is computed.
   bool arrives(index depth) const { return depth >= 64 && (descends || start == c); }
   __attribute__((always_inline)) void fetch(index rows, int vectors) const {
