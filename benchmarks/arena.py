@@ -37,17 +37,20 @@ _VARIABLES = (
 def only_avx2() -> dict[str, str]:
     """What keeps the libraries that can be told so from AVX-512: as on a machine without it.
 
-    These are our compiled core, NumPy, OpenBLAS (NumPy, SciPy), PyTorch with its MKL and oneDNN, and XLA.
+    These are our compiled core, Numba, NumPy, OpenBLAS (NumPy, SciPy), PyTorch with its MKL and oneDNN, and XLA, whose
+    YNNPACK cannot be told and has to stay out. ONNX Runtime cannot be told either: it keeps AVX-512.
     """
     found = np.show_config("dicts")["SIMD Extensions"].get("found", [])
     return {
         "PYFASTNN_ISA": "avx2",
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "",
         "NPY_DISABLE_CPU_FEATURES": " ".join(name for name in found if name.startswith(("AVX512", "X86_V4"))),
         "OPENBLAS_CORETYPE": "Haswell",
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2 --xla_cpu_experimental_ynn_fusion_type=",
     }
 
 

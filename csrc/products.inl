@@ -97,11 +97,12 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
   const int v = vectors(first);
   const RowBlocks blocks = RowBlocks::of(rows, v == 4 ? tallest<A, widest> : v == 2 ? tallest<A, 2> : tallest<A, 1>);
   // Either a panel of b stays in the first-level cache while the rows of a go by, which come from the second, or a
-  // block of rows while the panels go by: of little depth, too, where most of the work is to write the result, row by
-  // row (unless that, too, lies in panels).
+  // block of rows while the panels go by. Of little depth, most of the work is to write the result: row by row, unless
+  // its rows are short or it lies in panels itself.
   const index panel_bytes = v * L * depth * index(sizeof(T)), a_bytes = rows * depth * index(sizeof(T));
-  if (end - first <= W ||
-      ((depth >= 16 || target(first).in_panels()) && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
+  const bool row_by_row =
+      depth < 16 && !target(first).in_panels() && rows * (end - first) * index(sizeof(T)) > 16 * 1024;
+  if (end - first <= W || (!row_by_row && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
     return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
   const bool arrives = target(first).arrives(depth);
   for (index block = 0, row = 0; block < blocks.count; block++) {
