@@ -120,7 +120,7 @@ struct Exp {
 
 template <class T, class A>
 constexpr Activation<T> elementwise() {
-  return {A::name,
+  return {A::name, true,
           [](index rows, index, index stride, const T* z, T* a) {
             map<T>(rows * stride, a, [](Vec<T> x) { return A::template value<T>(x); }, z);
           },
@@ -201,7 +201,7 @@ void softmax_delta(index rows, index columns, index stride, const T* d, const T*
 
 template <class T>
 constexpr Activation<T> activations[] = {
-    {"identity", identity_value<T>, identity_delta<T>},
+    {"identity", true, identity_value<T>, identity_delta<T>},
     elementwise<T, Sigmoid>(),
     elementwise<T, Tanh>(),
     elementwise<T, Relu>(),
@@ -211,5 +211,5 @@ constexpr Activation<T> activations[] = {
     elementwise<T, Gelu>(),
     elementwise<T, Silu>(),
     elementwise<T, Exp>(),
-    {"softmax", softmax_value<T>, softmax_delta<T>},
+    {"softmax", false, softmax_value<T>, softmax_delta<T>},
 };

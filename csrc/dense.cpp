@@ -17,46 +17,87 @@ T* scratch_for(int threads, index size) {
   return reinterpret_cast<T*>(memory.data());
 }
 
-template <class T>
-void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
-                   const Activation<T>& activation, T* z, T* a) {
-  const int threads = threads_for<T>(multiply_adds(s));
-  const Tiles tiles(s.rows, threads);
-  T* const scratch = scratch_for<T>(threads);
-  T* const sums = z ? z : a;
-  threads::for_each(tiles.count, threads, [&](index tile, int thread) {
-    const index first = tiles.begin(tile), rows = tiles.begin(tile + 1) - first;
-    T* const out = sums + first * s.outputs;
-    kernels.gemm({rows, s.outputs, s.inputs, x + first * s.inputs, s.inputs, w, s.outputs, b, 0, out, s.outputs,
-                  scratch + thread * scratch_size<T>});
-    activation.value(rows, s.outputs, s.outputs, out, a + first * s.outputs);
-  });
-}
-
 namespace {
 
-// out = d w^T on rows [first, first + rows).
+// Part of a result: rows [row, row + rows), columns [column, column + columns).
+struct Block {
+  index row, rows, column, columns;
+};
+
+// A result (rows, columns) in blocks that feed every thread. Where each packs the columns of b that it multiplies by,
+// it had better have few of them.
+struct Grid {
+  Grid(index rows, index columns, int threads, bool packs)
+      : across_(packs ? std::clamp<index>(columns / (2 * unit), 1, threads) : 1),
+        columns_(columns),
+        down_(rows, int((threads + across_ - 1) / across_)) {}
+
+  index count() const { return across_ * down_.count; }
+  Block block(index i) const {
+    const index tile = i / across_, row = down_.begin(tile), column = edge(i % across_);
+    return {row, down_.begin(tile + 1) - row, column, edge(i % across_ + 1) - column};
+  }
+
+ private:
+  static constexpr index unit = 64;
+  index edge(index part) const { return part < across_ ? columns_ * part / across_ / unit * unit : columns_; }
+
+  const index across_, columns_;
+  const Tiles down_;
+};
+
+// map(columns, offset) on a block of arrays whose rows have `stride` elements: all at once, or row by row.
+template <class F>
+void map_block(const Block& block, index stride, F map) {
+  const index first = block.row * stride + block.column;
+  if (block.columns == stride) return map(block.rows, stride, first);
+  for (index row = 0; row < block.rows; row++) map(1, block.columns, first + row * stride);
+}
+
+// out = d w^T.
 template <class T>
-void propagate(const KernelTable<T>& kernels, LayerShape s, index first, index rows, const T* d, const T* w, T* out,
+void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, const T* d, const T* w, T* out,
                T* scratch) {
+  w += block.column * s.outputs;
+  out += block.row * s.inputs + block.column;
   // By the rows of the whole call: the sum is another.
-  if (s.rows == 1) return kernels.dots(s.inputs, s.outputs, d, w, out);
-  kernels.gemm_bt({rows, s.inputs, s.outputs, d + first * s.outputs, s.outputs, w, s.outputs, nullptr, 0,
-                   out + first * s.inputs, s.inputs, scratch});
+  if (s.rows == 1) return kernels.dots(block.columns, s.outputs, d, w, out);
+  kernels.gemm_bt({block.rows, block.columns, s.outputs, d + block.row * s.outputs, s.outputs, w, s.outputs, nullptr, 0,
+                   out, s.inputs, scratch});
 }
 
 }  // namespace
 
 template <class T>
+void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
+                   const Activation<T>& activation, T* z, T* a) {
+  const int threads = threads_for<T>(multiply_adds(s));
+  const Grid grid(s.rows, s.outputs, threads, activation.elementwise && s.rows >= 96);
+  T* const scratch = scratch_for<T>(threads);
+  T* const sums = z ? z : a;
+  threads::for_each(grid.count(), threads, [&](index i, int thread) {
+    const Block block = grid.block(i);
+    kernels.gemm({block.rows, block.columns, s.inputs, x + block.row * s.inputs, s.inputs, w + block.column, s.outputs,
+                  b + block.column, 0, sums + block.row * s.outputs + block.column, s.outputs,
+                  scratch + thread * scratch_size<T>});
+    map_block(block, s.outputs, [&](index rows, index columns, index offset) {
+      activation.value(rows, columns, columns, sums + offset, a + offset);
+    });
+  });
+}
+
+template <class T>
 void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, const T* w, const T* slopes,
                       const Activation<T>& activation, T* out) {
   const int threads = threads_for<T>(multiply_adds(s));
-  const Tiles tiles(s.rows, threads);
+  const Grid grid(s.rows, s.inputs, threads, activation.elementwise);
   T* const scratch = scratch_for<T>(threads);
-  threads::for_each(tiles.count, threads, [&](index tile, int thread) {
-    const index first = tiles.begin(tile), rows = tiles.begin(tile + 1) - first, offset = first * s.inputs;
-    propagate(kernels, s, first, rows, d, w, out, scratch + thread * scratch_size<T>);
-    activation.delta(rows, s.inputs, s.inputs, out + offset, slopes + offset, out + offset);
+  threads::for_each(grid.count(), threads, [&](index i, int thread) {
+    const Block block = grid.block(i);
+    propagate(kernels, s, block, d, w, out, scratch + thread * scratch_size<T>);
+    map_block(block, s.inputs, [&](index rows, index columns, index offset) {
+      activation.delta(rows, columns, columns, out + offset, slopes + offset, out + offset);
+    });
   });
 }
 
@@ -64,9 +105,10 @@ template <class T>
 void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* d, T* dw, T* db,
                     T* dx) {
   const int threads = threads_for<T>(multiply_adds(s) * (dx ? 2 : 1));
-  const Tiles weights(s.inputs, threads), rows(s.rows, threads);
+  const Tiles weights(s.inputs, threads);
+  const Grid inputs(s.rows, s.inputs, threads, true);
   T* const scratch = scratch_for<T>(threads);
-  const index tasks = weights.count + (dx ? rows.count : 0) + 1;
+  const index tasks = weights.count + (dx ? inputs.count() : 0) + 1;
   threads::for_each(tasks, threads, [&](index task, int thread) {
     T* const own = scratch + thread * scratch_size<T>;
     if (task < weights.count) {
@@ -74,8 +116,7 @@ void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, con
       kernels.gemm_at({count, s.outputs, s.rows, x + first, s.inputs, d, s.outputs, nullptr, 0, dw + first * s.outputs,
                        s.outputs, own});
     } else if (task + 1 < tasks) {
-      const index tile = task - weights.count, first = rows.begin(tile);
-      propagate(kernels, s, first, rows.begin(tile + 1) - first, d, w, dx, own);
+      propagate(kernels, s, inputs.block(task - weights.count), d, w, dx, own);
     } else {
       std::fill_n(db, s.outputs, T(0));
       kernels.add_rows(s.rows, s.outputs, s.outputs, d, db);

@@ -10,9 +10,12 @@ namespace pyfastnn {
 using index = std::ptrdiff_t;
 
 // Rows of a batch that go through the layers together, and of a whose columns are packed together, a multiple of
-// every tile's; the depth that a product sums at once.
+// every tile's; the depth that a product sums at once of columns of a.
 constexpr index max_tile_rows = 384;
 constexpr index max_depth = 256;
+// And of rows of a: 4 KB each, so that a tile's stay in the first-level cache.
+template <class T>
+constexpr index max_row_depth = 4096 / index(sizeof(T));
 // What a product packs of b: half a megabyte, part of the second-level cache.
 template <class T>
 constexpr index packed_size = (index(1) << 19) / index(sizeof(T));
@@ -71,6 +74,7 @@ struct Gemm {
 template <class T>
 struct Activation {
   const char* name;
+  bool elementwise;                                                                        // else a row is one argument
   void (*value)(index rows, index columns, index stride, const T* z, T* a);                // a may be z
   void (*delta)(index rows, index columns, index stride, const T* d, const T* s, T* out);  // out may be d
 };

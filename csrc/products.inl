@@ -158,8 +158,9 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   const index pack_from = pack_b ? 0 : g.padded || g.columns % L == 0 ? last_column : g.columns / G * G;
   // A single tile's b is not used again.
   const bool several = g.rows > tallest<A, 2>;
+  constexpr index most_depth = A::transposed ? max_depth : max_row_depth<T>;
   const index depth =
-      even_blocks(g.depth, TransposedB || several ? max_depth : packed_size<T> / G, TransposedB ? W : 1);
+      even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
   const index most_columns = several && depth ? packed_size<T> / depth / G * G : G;
   return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, G)};
 }
@@ -211,11 +212,29 @@ void product(const Gemm<T>& g, index last_column) {
   }
 }
 
+// A column of a by a row of b: nothing to sum, only a result to write.
+template <class T, class A>
+void outer_product(const Gemm<T>& g) {
+  constexpr index L = lanes<T>;
+  const T* const column = A::of(g).column(0);
+  for (index i = 0; i < g.rows; i++) {
+    T* const c = g.c + i * g.ldc;
+    // Added to zero as any sum.
+    const auto term = [&](Vec<T> b) { return Vec<T>{} + column[i] * b; };
+    index j = 0;
+    for (; j + L <= g.columns; j += L) store<T>(c + j, term(load<T>(g.b + j)));
+    if (j < g.columns) store_part<T>(c + j, term(load_part<T>(g.b + j, g.columns - j)), g.columns - j);
+  }
+}
+
 template <class T, class A, bool TransposedB>
 void gemm(const Gemm<T>& g) {
   const index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
   if constexpr (!A::transposed && !TransposedB) {
     if (g.rows == 1) return row_product(g, A::of(g).row(0), last_column, std::make_integer_sequence<int, 8>{});
+  }
+  if constexpr (A::transposed) {
+    if (g.depth == 1 && !g.start && !g.padded) return outer_product<T, A>(g);
   }
   product<T, A, TransposedB>(g, last_column);
 }
