@@ -71,8 +71,9 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
 template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
                    const Activation<T>& activation, T* z, T* a) {
-  const int threads = threads_for<T>(multiply_adds(s));
-  const Grid grid(s.rows, s.outputs, threads, activation.elementwise && s.rows >= 96);
+  const int threads = threads_for<T>(worth(s));
+  // Few rows multiply by w where it lies; one cannot be split otherwise.
+  const Grid grid(s.rows, s.outputs, threads, activation.elementwise && (s.rows >= 96 || s.rows == 1));
   T* const scratch = scratch_for<T>(threads);
   T* const sums = z ? z : a;
   threads::for_each(grid.count(), threads, [&](index i, int thread) {
@@ -89,7 +90,7 @@ void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, cons
 template <class T>
 void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, const T* w, const T* slopes,
                       const Activation<T>& activation, T* out) {
-  const int threads = threads_for<T>(multiply_adds(s));
+  const int threads = threads_for<T>(worth(s));
   const Grid grid(s.rows, s.inputs, threads, activation.elementwise);
   T* const scratch = scratch_for<T>(threads);
   threads::for_each(grid.count(), threads, [&](index i, int thread) {
@@ -104,7 +105,7 @@ void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, c
 template <class T>
 void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* d, T* dw, T* db,
                     T* dx) {
-  const int threads = threads_for<T>(multiply_adds(s) * (dx ? 2 : 1));
+  const int threads = threads_for<T>(worth(s) * (dx ? 2 : 1));
   const Tiles weights(s.inputs, threads);
   const Grid inputs(s.rows, s.inputs, threads, true);
   T* const scratch = scratch_for<T>(threads);
