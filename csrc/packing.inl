@@ -73,20 +73,26 @@ INLINE void transpose_panels(const Panels& panels, index row, index k, index dep
 }
 
 // Blocks of rows of a transposed a, each to (depth, Stride), Stride being the height of the tallest tile. `inside`
-// rows may be read.
+// rows may be read. A few of its rows of depth are read side by side: block by block, a piece of each would be read
+// from distant pages.
 template <class T, int Stride, class A>
 INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a, T* packed) {
-  for (index block = 0; block < blocks.count; block++) {
-    const index height = blocks.height + (block < blocks.taller);
-    for (index k = 0; k < depth; k++, packed += Stride) {
-      const T* from = a.column(k);
-      if (inside >= Stride) {
-        __builtin_memcpy(packed, from, Stride * sizeof(T));
-      } else {
-        for (index i = 0; i < height; i++) packed[i] = from[i];
+  constexpr index strip = 8;
+  for (index k = 0; k < depth; k += strip) {
+    const index end = clamp(depth, k + strip);
+    index row = 0;
+    for (index block = 0; block < blocks.count; block++) {
+      const index height = blocks.height + (block < blocks.taller);
+      T* to = packed + (block * depth + k) * Stride;
+      for (index at = k; at < end; at++, to += Stride) {
+        const T* const from = a.column(at) + row;
+        if (inside - row >= Stride) {
+          __builtin_memcpy(to, from, Stride * sizeof(T));
+        } else {
+          for (index i = 0; i < height; i++) to[i] = from[i];
+        }
       }
+      row += height;
     }
-    a = a.from(height, 0);
-    inside -= height;
   }
 }

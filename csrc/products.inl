@@ -154,7 +154,8 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   // better read where it lies, of columns if few vectors use it.
   const bool pack_b = TransposedB || (!b_panels && g.rows >= 96 && g.depth >= 24 && g.ldb > W &&
                                       g.depth * g.ldb * index(sizeof(T)) > 28 * 1024);
-  const bool pack_a = A::transposed && g.rows >= 24 && g.depth >= 128 && g.columns >= 4 * W;
+  const bool pack_a =
+      A::transposed && g.rows >= 24 && (g.depth >= 128 ? g.columns >= 4 * W : g.depth >= 48 && g.columns >= 8 * G);
   const index pack_from = pack_b ? 0 : g.padded || g.columns % L == 0 ? last_column : g.columns / G * G;
   // A single tile's b is not used again.
   const bool several = g.rows > tallest<A, 2>;
