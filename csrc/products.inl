@@ -128,8 +128,25 @@ INLINE void pack(const Gemm<T>& g, index n, index k, index depth, T* panel) {
       transpose_rows<T>(depth, columns, V * L, g.b + n * g.ldb + k, g.ldb, panel, V * L);
   } else {
     // Vectors that cross the end of a row of b read the next row; past this row, the end of b.
-    const index rows_past = g.padded ? 0 : (clamp(n + V * L - g.columns, V * L) + g.ldb - 1) / g.ldb;
+    const index past = n + V * L - g.columns, rows_past = g.padded || past <= 0 ? 0 : (past + g.ldb - 1) / g.ldb;
     pack_panel<T, V>(depth, clamp(g.depth - rows_past - k, depth), columns, g.b + k * g.ldb + n, g.ldb, panel);
+  }
+}
+
+// b's columns [first, end) at depth [k, k + depth) to panels; a few rows side by side, as in pack_columns.
+template <class T, bool TransposedB>
+INLINE void pack_block(const Gemm<T>& g, index first, index end, index k, index depth, T* packed) {
+  constexpr index L = lanes<T>, W = 2 * L;
+  const index strip = TransposedB ? depth : 8;
+  for (index row = 0; row < depth; row += strip) {
+    const index rows = clamp(depth - row, strip);
+    for (index n = first; n < end; n += W) {
+      T* const panel = packed + (n - first) * depth;
+      if (end - n > L)
+        pack<T, 2, TransposedB>(g, n, k + row, rows, panel + row * W);
+      else
+        pack<T, 1, TransposedB>(g, n, k + row, rows, panel + row * L);
+    }
   }
 }
 
@@ -181,13 +198,7 @@ void product(const Gemm<T>& g, index last_column) {
     index k = 0;
     do {  // once even for depth 0: c = start
       const index depth = clamp(g.depth - k, blocks.depth);
-      for (index n = packed_first; n < end; n += W) {
-        T* const panel = packed_b + (n - packed_first) * depth;
-        if (end - n > L)
-          pack<T, 2, TransposedB>(g, n, k, depth, panel);
-        else
-          pack<T, 1, TransposedB>(g, n, k, depth, panel);
-      }
+      pack_block<T, TransposedB>(g, packed_first, end, k, depth, packed_b);
       const auto columns = [&](index n) -> ColumnsOfB<T> {
         if (n < packed_first) return columns_of_b<A>(g, n, k);
         return {packed_b + (n - packed_first) * depth, end - n > L ? W : L, depth * W};
