@@ -39,17 +39,21 @@ template <class T>
 INLINE void transpose_rows(index depth, index columns, index reach, const T* b, index ldb, T* to, index stride) {
   constexpr int L = lanes<T>;
   for (index j = 0; j < reach; j += L) {
-    index k = 0;
-    if (j + L <= columns) {
-      for (; k + L <= depth; k += L) {
-        Vec<T> x[L];
-        UNROLL for (int i = 0; i < L; i++) x[i] = load<T>(b + (j + i) * ldb + k);
-        transpose<T>(x);
-        UNROLL for (int i = 0; i < L; i++) store<T>(to + (k + i) * stride + j, x[i]);
+    const index rows = clamp(columns - j, L);
+    for (index k = 0; k < depth; k += L) {
+      const index count = clamp(depth - k, L);
+      const T* const from = b + j * ldb + k;
+      Vec<T> x[L];
+      if (rows == L && count == L) {
+        UNROLL for (int i = 0; i < L; i++) x[i] = load<T>(from + i * ldb);
+      } else {
+        UNROLL for (int i = 0; i < L; i++) x[i] = i < rows ? load_part<T>(from + i * ldb, count) : Vec<T>{};
       }
-    }
-    for (; k < depth; k++) {
-      for (index i = j; i < j + L; i++) to[k * stride + i] = i < columns ? b[i * ldb + k] : T(0);
+      transpose<T>(x);
+      T* const row = to + k * stride + j;
+      UNROLL for (int i = 0; i < L; i++) {
+        if (i < count) store<T>(row + i * stride, x[i]);
+      }
     }
   }
 }
