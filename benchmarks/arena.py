@@ -37,14 +37,14 @@ _VARIABLES = (
 def only_avx2() -> dict[str, str]:
     """What keeps the libraries that can be told so from AVX-512: as on a machine without it.
 
-    These are our compiled core, Numba, NumPy, OpenBLAS (NumPy, SciPy), PyTorch with its MKL and oneDNN, and XLA, whose
-    YNNPACK cannot be told and has to stay out. ONNX Runtime cannot be told either: it keeps AVX-512.
+    These are our compiled core, Numba, NumPy, OpenBLAS (NumPy, SciPy), PyTorch with its MKL and oneDNN, and
+    XLA, whose YNNPACK cannot be told and has to stay out. ONNX Runtime cannot be told either.
     """
     found = np.show_config("dicts")["SIMD Extensions"].get("found", [])
     return {
         "PYFASTNN_ISA": "avx2",
         "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma",
         "NPY_DISABLE_CPU_FEATURES": " ".join(name for name in found if name.startswith(("AVX512", "X86_V4"))),
         "OPENBLAS_CORETYPE": "Haswell",
         "ATEN_CPU_CAPABILITY": "avx2",

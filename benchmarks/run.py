@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -172,13 +172,15 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
-    """Every family, visit after visit."""
+def measure(settings: Settings, counts: list[int], limited: Mapping[str, str]) -> dict[str, Any]:
+    """Every family, visit after visit; `limited` keeps libraries from AVX-512."""
     facts, found = machine.facts(), entries()
     left_out = {name: "not installed" for name, entry in found.items() if not entry.installed}
     if not settings.slow_ones:
         why = "left out of a quick run: takes longer to set up than to measure"
         left_out |= {name: why for name, entry in found.items() if entry.slow}
+    if limited and "ONNX Runtime" in found:
+        left_out["ONNX Runtime"] = "left out: cannot be kept from AVX-512"
     names = [name for name in found if name not in left_out]
     measured: dict[int, list[Any]] = {threads: [] for threads in counts}
     pairs = [
@@ -213,8 +215,11 @@ def measure(settings: Settings, counts: list[int]) -> dict[str, Any]:
                     runtimes[name] = "; ".join(child.ask("libraries"))
                 except ContenderError as error:
                     runtimes[name] = str(error)
+    facts |= {"load after": machine.load()}
+    if limited:
+        facts["limited by"] = ", ".join(f"{name}={value}" for name, value in limited.items())
     return {
-        "facts": facts | {"load after": machine.load()},
+        "facts": facts,
         "settings": vars(settings),
         "threads": counts,
         "contenders": names,
@@ -239,9 +244,7 @@ def main() -> None:
     settings = QUICK if arguments.quick else FULL
     folder = HERE / "results" / (arguments.name or ("quick" if arguments.quick else "full"))
     begin = time.perf_counter()
-    results = measure(settings, sorted({1, pf.get_num_threads()}))
-    if limited:
-        results["facts"]["limited by"] = ", ".join(f"{name}={value}" for name, value in limited.items())
+    results = measure(settings, sorted({1, pf.get_num_threads()}), limited)
     results["facts"]["duration"] = f"{(time.perf_counter() - begin) / 60:.1f} minutes"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
