@@ -147,7 +147,7 @@ def cpp() -> None:
 
 def python() -> None:
     """By name, then by the bits of the dtype."""
-    # The normal distribution is part of activations.py, and log1p is made from log there. C++ alone makes roots.
+    # The normal distribution is part of activations.py, log1p is made from log there, roots are C++ only.
     elsewhere = "tail", "log1p", "inverse_root"
     print('"""Coefficients of elementary functions, lowest power first. Written by tools/fit_vmath.py."""')
     for purpose, fits in sections():
