@@ -24,11 +24,11 @@ struct Block {
   index row, rows, column, columns;
 };
 
-// A result (rows, columns) in blocks that feed every thread. Where each packs the columns of b that it multiplies by,
-// it had better have few of them.
+// A result (rows, columns) in blocks that feed every thread; by columns first where a block packs those of the right
+// operand, so that it packs few.
 struct Grid {
-  Grid(index rows, index columns, int threads, bool packs)
-      : across_(packs ? std::clamp<index>(columns / (2 * unit), 1, threads) : 1),
+  Grid(index rows, index columns, int threads, bool by_columns)
+      : across_(by_columns ? std::clamp<index>(columns / (2 * unit), 1, threads) : 1),
         columns_(columns),
         down_(rows, int((threads + across_ - 1) / across_)) {}
 

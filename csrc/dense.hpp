@@ -15,7 +15,7 @@ struct LayerShape {
 
 // Multiply-adds of one product of the layer; what the caller needs to judge its cost.
 inline double multiply_adds(LayerShape s) { return double(s.rows) * double(s.inputs) * double(s.outputs); }
-// As many would take the time of the product, whose weights also have to be read or written: some eight each.
+// The same with what it takes to read or write the weights, some eight multiply-adds each.
 inline double worth(LayerShape s) { return double(s.rows + 8) * double(s.inputs) * double(s.outputs); }
 
 // a = f(x w + b). z, when not null, receives x w + b.

@@ -11,6 +11,9 @@ from conftest import COMPILED
 import pyfastnn as pf
 from pyfastnn.backends.cpp import CppBackend
 
+if COMPILED:
+    from pyfastnn import _core
+
 pytestmark = pytest.mark.skipif(not COMPILED, reason="needs the compiled core")
 
 # One network and batch for each schedule of csrc/schedules.cpp, large enough for several threads; odd
@@ -57,6 +60,36 @@ def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimi
     for (isa, threads), result in results.items():
         assert np.isfinite(result).all()
         # The baseline rounds products before it adds them: bits of its own, the same for all threads.
+        reference = results[isa if isa == "baseline" else COMPILED[-1].isa, 1]
+        np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
+
+
+# Split by columns, by both, by rows only since columns are few, and of one row; all worth waking threads for.
+@pytest.mark.parametrize(
+    "shape", [(150, 300, 520), (300, 700, 130), (2500, 90, 100), (1, 3000, 900)], ids=repr
+)
+def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
+    n, k, m = shape
+    rng = np.random.default_rng(3)
+    x, w, b, d = (rng.normal(size=size).astype(dtype) for size in ((n, k), (k, m), (m,), (n, m)))
+    results = {}
+    for backend in COMPILED:
+        with pf.use_backend(backend):
+            for threads in (1, 2, 5):
+                _core.oversubscribe(threads > 1)
+                pf.set_num_threads(threads)
+                try:
+                    arrays = [
+                        pf.dense_forward(x, w, b, "tanh"),
+                        pf.dense_forward(x, w, b, "softmax"),
+                        pf.activation_delta(d, w, x, "tanh"),
+                        *pf.dense_backward(x, w, d),
+                    ]
+                finally:
+                    _core.oversubscribe(False)
+                    pf.set_num_threads(0)
+                results[backend.isa, threads] = np.concatenate([array.ravel() for array in arrays])
+    for (isa, threads), result in results.items():
         reference = results[isa if isa == "baseline" else COMPILED[-1].isa, 1]
         np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
 

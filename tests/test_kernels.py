@@ -268,3 +268,21 @@ def test_updates_equal_the_reference(backend, dtype, size):
         for got, exact in zip(ours, wide, strict=True):
             # Fewer than 8 operations on numbers below 2, each of which errs by half an ulp of 2.
             np.testing.assert_allclose(got, exact, rtol=0, atol=8 * np.finfo(dtype).eps)
+
+
+def test_adam_divides_by_the_square_root(backend, dtype):
+    """Over all magnitudes, and where the square root has no rounding error to hide behind."""
+    info, rng = np.finfo(dtype), np.random.default_rng(8)
+    second = (2.0 ** rng.uniform(info.minexp, info.maxexp - 1, 20_000)).astype(dtype)
+    first, params = np.ones_like(second), np.zeros_like(second)
+    backend.update("adam", params, np.ones_like(second), [first, second.copy()], (-1.0, 0.0, 0.0, 0.0))
+    # The root errs by 1.5 units in the last place, the division by half a one; a unit is at most eps.
+    np.testing.assert_allclose(params, 1 / np.sqrt(second.astype(np.float64)), rtol=2 * info.eps)
+
+
+def test_adam_with_moments_that_are_zero_or_not_finite(backend, dtype):
+    second = np.array([0, np.inf, np.nan, 4], dtype)
+    params, gradient = np.zeros_like(second), np.zeros_like(second)
+    backend.update("adam", params, gradient, [np.ones_like(second), second], (-1.0, 0.5, 0.0, 0.0))
+    np.testing.assert_allclose(params[[0, 3]], [2, 0.4], rtol=2 * np.finfo(dtype).eps)
+    assert np.isnan(params[1:3]).all()
