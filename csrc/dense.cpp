@@ -24,13 +24,13 @@ struct Block {
   index row, rows, column, columns;
 };
 
-// A result (rows, columns) in blocks that feed every thread; by columns first where a block packs those of the right
+// A result (rows, columns) in blocks, as many for each thread; by columns first where a block packs those of the right
 // operand, so that it packs few.
 struct Grid {
   Grid(index rows, index columns, int threads, bool by_columns)
-      : across_(by_columns ? std::clamp<index>(columns / (2 * unit), 1, threads) : 1),
+      : across_(by_columns ? parts(columns / (2 * unit), threads) : 1),
         columns_(columns),
-        down_(rows, int((threads + across_ - 1) / across_)) {}
+        down_(rows, threads / across_) {}
 
   index count() const { return across_ * down_.count; }
   Block block(index i) const {
@@ -40,13 +40,22 @@ struct Grid {
 
  private:
   static constexpr index unit = 64;
-  index edge(index part) const { return part < across_ ? columns_ * part / across_ / unit * unit : columns_; }
+  // The most that divide the threads evenly.
+  static int parts(index most, int threads) {
+    int count = int(std::clamp<index>(most, 1, threads));
+    while (threads % count) count--;
+    return count;
+  }
+  index edge(index part) const {
+    return part < across_ ? (columns_ * part / across_ + unit / 2) / unit * unit : columns_;
+  }
 
-  const index across_, columns_;
+  const int across_;
+  const index columns_;
   const Tiles down_;
 };
 
-// map(columns, offset) on a block of arrays whose rows have `stride` elements: all at once, or row by row.
+// map(rows, columns, offset) on a block of arrays whose rows have `stride` elements: all at once, or row by row.
 template <class F>
 void map_block(const Block& block, index stride, F map) {
   const index first = block.row * stride + block.column;
@@ -71,7 +80,7 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
 template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
                    const Activation<T>& activation, T* z, T* a) {
-  const int threads = threads_for<T>(worth(s));
+  const int threads = threads_for<T>(work(s));
   // Few rows multiply by w where it lies; one cannot be split otherwise.
   const Grid grid(s.rows, s.outputs, threads, activation.elementwise && (s.rows >= 96 || s.rows == 1));
   T* const scratch = scratch_for<T>(threads);
@@ -90,7 +99,7 @@ void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, cons
 template <class T>
 void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, const T* w, const T* slopes,
                       const Activation<T>& activation, T* out) {
-  const int threads = threads_for<T>(worth(s));
+  const int threads = threads_for<T>(work(s));
   const Grid grid(s.rows, s.inputs, threads, activation.elementwise);
   T* const scratch = scratch_for<T>(threads);
   threads::for_each(grid.count(), threads, [&](index i, int thread) {
@@ -105,7 +114,7 @@ void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, c
 template <class T>
 void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* d, T* dw, T* db,
                     T* dx) {
-  const int threads = threads_for<T>(worth(s) * (dx ? 2 : 1));
+  const int threads = threads_for<T>(work(s) * (dx ? 2 : 1));
   const Tiles weights(s.inputs, threads);
   const Grid inputs(s.rows, s.inputs, threads, true);
   T* const scratch = scratch_for<T>(threads);

@@ -15,8 +15,8 @@ struct LayerShape {
 
 // Multiply-adds of one product of the layer; what the caller needs to judge its cost.
 inline double multiply_adds(LayerShape s) { return double(s.rows) * double(s.inputs) * double(s.outputs); }
-// The same with what it takes to read or write the weights, some eight multiply-adds each.
-inline double worth(LayerShape s) { return double(s.rows + 8) * double(s.inputs) * double(s.outputs); }
+// And with what it takes to read or write the weights, some eight multiply-adds each.
+inline double work(LayerShape s) { return double(s.rows + 8) * double(s.inputs) * double(s.outputs); }
 
 // a = f(x w + b). z, when not null, receives x w + b.
 template <class T>
@@ -70,14 +70,15 @@ struct Tiles {
 template <class T>
 T* scratch_for(int threads, index size = scratch_size<T>);
 
-// f(first, count) over ranges of [0, count): the updates are bound by memory, and several threads
-// pay only where the arrays leave the caches of one core.
+// f(first, count) over ranges of `rows` rows of `width` numbers: what only passes over them is bound by memory, and
+// several threads pay only where they leave the caches of one core.
 template <class F>
-void for_ranges(index count, F f) {
+void for_ranges(index rows, index width, F f) {
   constexpr index range = index(1) << 16;
-  const int threads = count >= 4 * range ? threads::limit() : 1;
-  threads::for_each((count + range - 1) / range, threads,
-                    [&](index i, int) { f(i * range, std::min(range, count - i * range)); });
+  const index height = std::max<index>(range / std::max<index>(width, 1), 1);
+  const int threads = rows * width >= 4 * range ? threads::limit() : 1;
+  threads::for_each((rows + height - 1) / height, threads,
+                    [&](index i, int) { f(i * height, std::min(height, rows - i * height)); });
 }
 
 }  // namespace pyfastnn

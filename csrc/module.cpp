@@ -83,7 +83,7 @@ class Kernels {
       using T = decltype(zero);
       const LayerShape shape = layer_shape(x, w);
       T *z_data = output<T>(z), *a_data = output<T>(a);
-      without_lock(multiply_adds(shape), [&] {
+      without_lock(work(shape), [&] {
         pyfastnn::dense_forward(table<T>(), shape, input<T>(x), input<T>(w), input<T>(b),
                                 table<T>().activations[activation], z_data, a_data);
       });
@@ -95,7 +95,7 @@ class Kernels {
       using T = decltype(zero);
       const LayerShape shape = layer_shape(d, w);
       T* out_data = output<T>(out);
-      without_lock(multiply_adds(shape), [&] {
+      without_lock(work(shape), [&] {
         pyfastnn::activation_delta(table<T>(), shape, input<T>(d), input<T>(w), input<T>(s),
                                    table<T>().activations[activation], out_data);
       });
@@ -107,7 +107,7 @@ class Kernels {
       using T = decltype(zero);
       const LayerShape shape = layer_shape(x, w);
       T *dw_data = output<T>(dw), *db_data = output<T>(db), *dx_data = output<T>(dx);
-      without_lock(2 * multiply_adds(shape), [&] {
+      without_lock(2 * work(shape), [&] {
         pyfastnn::dense_backward(table<T>(), shape, input<T>(x), input<T>(w), input<T>(d), dw_data, db_data, dx_data);
       });
     });
@@ -136,7 +136,7 @@ class Kernels {
       for (size_t i = 0; i < slots.size(); i++) slot_data[i] = output<T>(slots[i]);
       const index size = w.size();
       without_lock(double(size), [&] {
-        for_ranges(size, [&](index first, index count) {
+        for_ranges(size, 1, [&](index first, index count) {
           T* part[max_slots] = {};
           for (size_t i = 0; i < slots.size(); i++) part[i] = slot_data[i] + first;
           table<T>().rules[rule].apply(count, w_data + first, input<T>(g) + first, part, numbers.data());

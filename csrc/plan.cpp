@@ -57,13 +57,15 @@ template <class T, class F>
 void for_pieces(const Layer<T>& layer, F f) {
   constexpr index most_rows = 8;
   const Panels& panels = layer.panels;
-  for (index row = 0; row < layer.inputs; row += most_rows) {
-    for (index p = 0; p < panels.count(); p++) {
-      const index first = p * panels.panel_width;
-      f(std::min(most_rows, layer.inputs - row), std::min(panels.panel_width, layer.outputs - first),
-        row * layer.outputs + first, layer.weights + panels.begin(p, row), panels.width_of(p));
+  for_ranges(layer.inputs, layer.width, [&](index begin, index count) {
+    for (index row = begin; row < begin + count; row += most_rows) {
+      for (index p = 0; p < panels.count(); p++) {
+        const index first = p * panels.panel_width;
+        f(std::min(most_rows, begin + count - row), std::min(panels.panel_width, layer.outputs - first),
+          row * layer.outputs + first, layer.weights + panels.begin(p, row), panels.width_of(p));
+      }
     }
-  }
+  });
 }
 
 }  // namespace

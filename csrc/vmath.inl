@@ -134,8 +134,8 @@ INLINE Vec<T> log_bounded(Vec<T> x) {
   return x < T(__builtin_inf()) ? y : x;
 }
 
-// sqrt(x) for x >= 0, to one unit in the last place; less than it for subnormal x. The processor's own takes longer,
-// and keeps the divisions around it waiting.
+// sqrt(x) for x >= 0, to one and a half units in the last place; less than it for subnormal x. The processor's own
+// takes longer, and keeps the divisions around it waiting.
 template <class T>
 INLINE Vec<T> root(Vec<T> x) {
   const auto polished = [](Vec<T> e) { return polynomial<T>(coefficients::inverse_root_f32, e); };

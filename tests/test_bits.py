@@ -64,9 +64,10 @@ def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimi
         np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
 
 
-# Split by columns, by both, by rows only since columns are few, and of one row; all worth waking threads for.
+# Split by columns, on more threads by rows too; in tall and deep blocks; by rows, since columns are few; of one row.
+# All are worth waking threads for.
 @pytest.mark.parametrize(
-    "shape", [(150, 300, 520), (300, 700, 130), (2500, 90, 100), (1, 3000, 900)], ids=repr
+    "shape", [(150, 300, 520), (1100, 1100, 300), (2500, 90, 100), (1, 3000, 900)], ids=repr
 )
 def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
     n, k, m = shape
@@ -75,7 +76,7 @@ def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
     results = {}
     for backend in COMPILED:
         with pf.use_backend(backend):
-            for threads in (1, 2, 5):
+            for threads in (1, 2, 6):
                 _core.oversubscribe(threads > 1)
                 pf.set_num_threads(threads)
                 try:

@@ -1,0 +1,72 @@
+// What a training schedule is, of which schedules.cpp has three; training.cpp runs them.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "dense.hpp"
+#include "memory.hpp"
+#include "teams.hpp"
+#include "trainer.hpp"
+
+namespace pyfastnn {
+
+// What a schedule is laid out for.
+template <class T>
+struct Task {
+  const Network<T>& network;
+  index batch;
+  int threads, slots;
+  Gathered gathered;
+};
+
+// A schedule is two halves of a step with a barrier between, called by every thread of the team.
+template <class T>
+class Schedule {
+ public:
+  Schedule(const Task<T>& task_, Arena& arena)
+      : task(task_), parameters(0, task_.network.padded_size, task_.slots, arena) {}
+  virtual ~Schedule() = default;
+
+  bool suits(const Task<T>& other) const {
+    return task.batch == other.batch && task.threads == other.threads && task.slots == other.slots &&
+           task.gathered == other.gathered;
+  }
+  // A call begins, on the thread that made it.
+  void begin(const Samples<T>& samples) {
+    scratch_ = scratch_for<T>(task.threads);
+    for (auto& worker : workers_) worker->take(samples);
+  }
+
+  virtual void before(const Batch<T>&, int thread, int threads) = 0;
+  virtual void after(const Batch<T>&, int thread, int threads) = 0;
+  // The batch's loss, once thread 0 is through `after`.
+  virtual double loss(const Batch<T>&) const = 0;
+  // Whether a step needs a barrier at its end too.
+  virtual bool barrier_after() const { return true; }
+  // Spreads the parameters to what threads keep of their own, and gathers them again.
+  virtual void start() {}
+  virtual void finish() {}
+  // Brings what a thread keeps of its own up to date, when it comes (back) to a team.
+  virtual void join(int) {}
+
+  const Task<T> task;
+  Parameters<T> parameters;
+  threads::Pace pace;
+  Memory memory;  // of all arrays here
+
+ protected:
+  // One for all threads, or one for each, as the schedule has it.
+  std::vector<std::unique_ptr<Worker<T>>> workers_;
+
+  T* scratch(int thread) { return scratch_ + thread * scratch_size<T>; }
+
+ private:
+  T* scratch_ = nullptr;
+};
+
+// The one that suits the shapes.
+template <class T>
+std::unique_ptr<Schedule<T>> schedule_for(const Task<T>&);
+
+}  // namespace pyfastnn
