@@ -386,16 +386,17 @@ def deviation(workload: Workload, params: Array) -> tuple[float, float]:
 
 
 def time_calls(contender: Contender, seconds: float) -> list[float]:
-    """Seconds of calls that take about that time together; of many, the first only warms up."""
+    """Seconds of calls that take about that time together, after one that only warms up."""
     workload = contender.workload
     contender.start(workload.start)
+    contender.train(workload.rows, workload.epochs, shuffle=True)
     times: list[float] = []
     until = time.perf_counter() + seconds
     while not times or time.perf_counter() < until:
         begin = time.perf_counter()
         contender.train(workload.rows, workload.epochs, shuffle=True)
         times.append(time.perf_counter() - begin)
-    return times[1:] if len(times) > 3 else times
+    return times
 
 
 def interleave(calls: Mapping[str, Callable[[], Sequence[float]]], rounds: int) -> dict[str, list[float]]:
