@@ -64,8 +64,8 @@ def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimi
         np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
 
 
-# Split by columns, on more threads by rows too; in tall and deep blocks; by rows, since columns are few; of one row.
-# All are worth waking threads for.
+# Split by columns, on more threads by rows too; in tall and deep blocks; by rows, since columns are few; of
+# one row. All are worth waking threads for.
 @pytest.mark.parametrize(
     "shape", [(150, 300, 520), (1100, 1100, 300), (2500, 90, 100), (1, 3000, 900)], ids=repr
 )
