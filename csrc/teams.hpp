@@ -67,7 +67,7 @@ class Neighbours {
     if (credit >= 0) return false;
     credit = ticks(200);
     const Clock::rep now = Clock::now().time_since_epoch().count();
-    pause = now < until + pause ? std::min<Clock::rep>(2 * pause, ticks(1'600'000)) : ticks(100'000);
+    pause = now < until + pause ? std::min<Clock::rep>(2 * pause, ticks(1'600'000)) : ticks(25'000);
     until = now + pause;
     return true;
   }
