@@ -54,6 +54,40 @@ PyObject* fits(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
+template <class T>
+bool within(const T* x, Py_ssize_t rows, Py_ssize_t columns, double low, double high, bool unit_rows) {
+  for (Py_ssize_t r = 0; r < rows; r++, x += columns) {
+    bool inside = true;
+    double sum = 0;
+    for (Py_ssize_t j = 0; j < columns; j++) {
+      inside = inside && x[j] >= low && x[j] <= high;
+      sum += double(x[j]);
+    }
+    if (!inside || (unit_rows && !(sum > 0.9995 && sum < 1.0005))) return false;
+  }
+  return true;
+}
+
+// in_range(matrix, low, high, unit_rows): whether every number of a ready matrix is in [low, high] and, if asked,
+// the sum of each row near 1. The slow checks look again where it is not.
+PyObject* in_range(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4) {
+    PyErr_SetString(PyExc_TypeError, "in_range(matrix, low, high, unit_rows)");
+    return nullptr;
+  }
+  const double low = PyFloat_AsDouble(arguments[1]), high = PyFloat_AsDouble(arguments[2]);
+  const int unit_rows = PyObject_IsTrue(arguments[3]);
+  if (PyErr_Occurred()) return nullptr;
+  const int type = ready_type(arguments[0]);
+  const auto* array = array_proxy(arguments[0]);
+  if (type < 0 || array->nd != 2) Py_RETURN_FALSE;
+  const Py_ssize_t rows = array->dimensions[0], columns = array->dimensions[1];
+  const bool right = type == py::detail::npy_api::NPY_FLOAT_
+                         ? within(reinterpret_cast<const float*>(array->data), rows, columns, low, high, unit_rows)
+                         : within(reinterpret_cast<const double*>(array->data), rows, columns, low, high, unit_rows);
+  return PyBool_FromLong(right);
+}
+
 bool overlap(const void* a, size_t a_bytes, const void* b, size_t b_bytes) {
   const auto p = reinterpret_cast<std::uintptr_t>(a), q = reinterpret_cast<std::uintptr_t>(b);
   return p < q + b_bytes && q < p + a_bytes;
@@ -119,7 +153,9 @@ PyMethodDef method(const char* name, Function* function, const char* text) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, text};
 }
 
-PyMethodDef functions[] = {method("fits", fits, "fits(pattern, *arrays) -> bool"), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef functions[] = {method("fits", fits, "fits(pattern, *arrays) -> bool"),
+                           method("in_range", in_range, "in_range(matrix, low, high, unit_rows) -> bool"),
+                           {nullptr, nullptr, 0, nullptr}};
 PyMethodDef quick_predict_method =
     method("quick_predict", quick_predict_call, "quick_predict(params, x, out) -> array or None");
 

@@ -242,8 +242,12 @@ def output_delta(
     checked_loss, f = losses.get(loss), activations.get(activation)
     check_output(checked_loss, f)
     backend, given, empty = get_backend(), out, _HOST
-    # What the quick look cannot see is the range of the targets.
-    if not (backend.fits("nm nm", a, y) and sample_weight is None and checked_loss.interval is None):
+    interval, unit_rows = checked_loss.interval, checked_loss.targets == "classes"
+    if not (
+        backend.fits("nm nm", a, y)
+        and sample_weight is None
+        and (interval is None or backend.in_range(y, *interval, unit_rows))
+    ):
         a, y, sample_weight, out = _adopted(backend, a, y, sample_weight, out)
         empty = partial(backend.empty, like=(a, y))
         _checks.array("a", a, (None, None))

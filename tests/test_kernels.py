@@ -287,3 +287,30 @@ def test_adam_with_moments_that_are_zero_or_not_finite(backend, dtype):
     backend.update("adam", params, gradient, [first, second], (-1.0, 0.5, 0.0, 1.0))
     np.testing.assert_array_equal(second, [0, 4, np.inf, np.nan])
     np.testing.assert_allclose(params, [2, 0.4, 0, np.nan], rtol=2 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    ("value", "right"), [(0, True), (1, True), (-1e-6, False), (1 + 1e-6, False), (np.nan, True)]
+)
+def test_targets_at_the_edges_of_their_range(backend, dtype, value, right):
+    a, y = np.full((3, 2), 0.25, dtype), np.full((3, 2), 0.5, dtype)
+    y[1, 1] = value
+    if right:
+        loss, d = pf.output_delta(a, y, "binary_cross_entropy", "sigmoid")
+        assert np.isnan(loss) == np.isnan(value)
+        np.testing.assert_allclose(d, (a - y) / 3, rtol=8 * np.finfo(dtype).eps)
+    else:
+        with pytest.raises(ValueError, match=r"^y must be in \[0, 1\]"):
+            pf.output_delta(a, y, "binary_cross_entropy", "sigmoid")
+
+
+@pytest.mark.parametrize("off", [0, 4e-4, 8e-4, 2e-3])
+def test_rows_of_probabilities_sum_to_one(backend, dtype, off):
+    """To a thousandth; a quick look is narrower, and leaves the rest to the thorough one."""
+    a, y = np.full((3, 2), 0.5, dtype), np.full((3, 2), 0.5, dtype)
+    y[2, 0] += off
+    if off < 1e-3:
+        assert np.isfinite(pf.output_delta(a, y, "cross_entropy", "softmax")[0])
+    else:
+        with pytest.raises(ValueError, match="y must have rows that sum to 1"):
+            pf.output_delta(a, y, "cross_entropy", "softmax")

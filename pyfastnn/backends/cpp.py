@@ -67,6 +67,7 @@ class CppBackend(Backend):
         self._any_width = not named  # narrow networks may take a narrower one, which gives the same bits
         # No Python frame in between: it is there to save time.
         self.fits = self._core.fits  # type: ignore[method-assign]
+        self.in_range = self._core.in_range  # type: ignore[method-assign]
         self._activation_ids = {name: i for i, name in enumerate(self._kernels.activations())}
         self._loss_ids = {name: i for i, name in enumerate(self._kernels.losses())}
         self._rule_ids = {name: i for i, name in enumerate(self._kernels.rules())}

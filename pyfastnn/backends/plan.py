@@ -100,6 +100,10 @@ class Backend(ABC):
         """
         return False
 
+    def in_range(self, matrix: object, low: float, high: float, unit_rows: bool) -> bool:
+        """Such a look at numbers: True only if all are in [low, high] and, if asked, rows sum to about 1."""
+        return False
+
     def adopt(self, value: object) -> object:
         """The value as a ``Remote`` where it is an array in this backend's own memory, else as it is."""
         return value
