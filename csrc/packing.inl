@@ -1,5 +1,9 @@
 // Copies of operands: vectors of b side by side, transposed or not, and columns of a.
 
+// Rows of depth that are copied side by side: panel by panel or block by block, a piece of each would be read from
+// distant pages.
+constexpr index strip = 8;
+
 // b (depth, columns) to vectors side by side. `inside` rows may be read past the last column.
 template <class T, int Vectors>
 INLINE void pack_panel(index depth, index inside, index columns, const T* b, index ldb, T* panel) {
@@ -77,11 +81,9 @@ INLINE void transpose_panels(const Panels& panels, index row, index k, index dep
 }
 
 // Blocks of rows of a transposed a, each to (depth, Stride), Stride being the height of the tallest tile. `inside`
-// rows may be read. A few of its rows of depth are read side by side: block by block, a piece of each would be read
-// from distant pages.
+// rows may be read.
 template <class T, int Stride, class A>
 INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a, T* packed) {
-  constexpr index strip = 8;
   for (index k = 0; k < depth; k += strip) {
     const index end = clamp(depth, k + strip);
     index row = 0;

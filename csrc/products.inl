@@ -133,13 +133,13 @@ INLINE void pack(const Gemm<T>& g, index n, index k, index depth, T* panel) {
   }
 }
 
-// b's columns [first, end) at depth [k, k + depth) to panels; a few rows side by side, as in pack_columns.
+// b's columns [first, end) at depth [k, k + depth) to panels.
 template <class T, bool TransposedB>
 INLINE void pack_block(const Gemm<T>& g, index first, index end, index k, index depth, T* packed) {
   constexpr index L = lanes<T>, W = 2 * L;
-  const index strip = TransposedB ? depth : 8;
-  for (index row = 0; row < depth; row += strip) {
-    const index rows = clamp(depth - row, strip);
+  const index at_once = TransposedB ? depth : strip;
+  for (index row = 0; row < depth; row += at_once) {
+    const index rows = clamp(depth - row, at_once);
     for (index n = first; n < end; n += W) {
       T* const panel = packed + (n - first) * depth;
       if (end - n > L)
