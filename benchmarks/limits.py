@@ -11,6 +11,7 @@ from pyfastnn.backends.cpp import CppBackend
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _SECONDS = 0.02  # of one measurement: short, so that some fall into quiet moments
+_BRIEF = 0.004  # of arithmetic alone
 _TRIES = 3
 _ENOUGH = 1 << 26  # bytes to read for a first guess
 
@@ -37,14 +38,17 @@ def _aligned_rows(count: int, size: int) -> np.ndarray:
     return rows
 
 
+def operations(dtype: str, threads: int) -> list[float]:
+    """Operations a second by multiply-adds alone, a few times."""
+    kernels, like = CppBackend()._kernels, np.empty(0, dtype)
+    work = _BRIEF * kernels.multiply_add_rate(like, 1e7 * threads, threads)
+    return [2 * kernels.multiply_add_rate(like, work, threads) for _ in range(_TRIES)]
+
+
 def measure(threads: int) -> dict[str, dict[str, float]]:
     """Operations a second by dtype, bytes a second by level: the best of a few tries."""
     kernels = CppBackend()._kernels
-    peaks = {}
-    for dtype in ("float32", "float64"):
-        like = np.empty(0, dtype)
-        work = _SECONDS * kernels.multiply_add_rate(like, 1e9, threads)
-        peaks[dtype] = 2 * max(kernels.multiply_add_rate(like, work, threads) for _ in range(_TRIES))
+    peaks = {dtype: max(operations(dtype, threads)) for dtype in ("float32", "float64")}
     sizes = cache_sizes()
     last = max(size for size, _ in sizes.values())
     # Half of what a thread may call its own there; for memory, enough to fill every cache four times.
@@ -77,7 +81,7 @@ def level_of(size: float, threads: int) -> str:
     return "memory"
 
 
-def least_seconds(cost: Cost, limits: dict[str, dict[str, float]], dtype: str, threads: int) -> float:
+def least_seconds(cost: Cost, peak: float, bandwidths: dict[str, float], threads: int) -> float:
     """What the roofline allows: the longer of computing at the peak and moving the bytes."""
-    moving = sum(each.moved / limits["bytes"][level_of(each.within, threads)] for each in cost.traffic)
-    return max(cost.operations / limits["operations"][dtype], moving)
+    moving = sum(each.moved / bandwidths[level_of(each.within, threads)] for each in cost.traffic)
+    return max(cost.operations / peak, moving)

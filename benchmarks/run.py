@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -23,11 +23,14 @@ import report
 from arena import Child, ContenderError, children, only_avx2
 from cases import BATCHES, DTYPES, INFERENCE, KERNELS, SHAPES
 from peers import entries
+from threadpoolctl import threadpool_limits
 
 import pyfastnn as pf
 from pyfastnn.bench import WORKLOADS, Workload, deviation, interleave
 
 HERE = Path(__file__).parent
+
+Call = Callable[[], list[float]]
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,8 @@ class Run:
             name: partial(self._ask, child, case, "train", request)
             for name, child in self._verified("training", case, threads, check).items()
         }
-        for name, seconds in interleave(calls, self.settings.rounds).items():
-            if np.isfinite(seconds).all():
-                record = self._records["training", case, threads, name]
-                record["visits"].append([each / workload.steps for each in seconds])
+        for record, seconds in self._timed("training", case, threads, calls):
+            record["visits"].append([each / workload.steps for each in seconds])
 
     def inference(self, workload: Workload, batch: int, threads: int) -> None:
         """One visit to a network and a batch size."""
@@ -91,11 +92,9 @@ class Run:
             return answer[:1]
 
         calls = {name: partial(call, name, child) for name, child in taking_part.items()}
-        for name, seconds in interleave(calls, self.settings.rounds).items():
-            if np.isfinite(seconds).all():
-                record = self._records["inference", case, threads, name]
-                record["visits"].append(seconds)
-                record["percentiles"] += percentiles[name]
+        for record, seconds in self._timed("inference", case, threads, calls):
+            record["visits"].append(seconds)
+            record["percentiles"] += percentiles[record["contender"]]
 
     def kernel(self, kernel: str, shape: kernels.Shape, dtype: str, threads: int) -> None:
         """One visit to a kernel, a shape and a dtype."""
@@ -106,14 +105,30 @@ class Run:
             name: partial(self._ask, child, case, "kernel", request)
             for name, child in self._verified("kernels", case, threads, check).items()
         }
-        for name, seconds in interleave(calls, self.settings.rounds).items():
+        for record, seconds in self._timed("kernels", case, threads, calls, dtype):
+            record["visits"].append(seconds)
+
+    def _timed(
+        self, family: str, case: str, threads: int, calls: dict[str, Call], dtype: str = "float32"
+    ) -> Iterator[tuple[dict[str, Any], list[float]]]:
+        """The records of those who went through all rounds, and the seconds of each.
+
+        The speed of a processor drifts, so its peak is measured in every round too.
+        """
+        peak = "peak"
+        timed = interleave(calls | {peak: partial(limits.operations, dtype, threads)}, self.settings.rounds)
+        peaks = timed.pop(peak)
+        for name, seconds in timed.items():
             if np.isfinite(seconds).all():
-                self._records["kernels", case, threads, name]["visits"].append(seconds)
+                record = self._records[family, case, threads, name]
+                record["peaks"].append(peaks)
+                yield record, seconds
 
     def _record(self, family: str, case: str, threads: int, contender: str, **more: Any) -> dict[str, Any]:
         about = {"family": family, "case": case, "threads": threads, "contender": contender}
         return self._records.setdefault(
-            (family, case, threads, contender), {**about, **more, "visits": [], "percentiles": []}
+            (family, case, threads, contender),
+            {**about, **more, "visits": [], "peaks": [], "percentiles": []},
         )
 
     def _verified(
@@ -244,7 +259,10 @@ def main() -> None:
     settings = QUICK if arguments.quick else FULL
     folder = HERE / "results" / (arguments.name or ("quick" if arguments.quick else "full"))
     begin = time.perf_counter()
-    results = measure(settings, sorted({1, pf.get_num_threads()}), limited)
+    counts = sorted({1, pf.get_num_threads()})
+    # This process checks results with NumPy: threads of its own would spin on, beside the first to be timed.
+    with threadpool_limits(1, user_api="blas"):
+        results = measure(settings, counts, limited)
     results["facts"]["duration"] = f"{(time.perf_counter() - begin) / 60:.1f} minutes"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")

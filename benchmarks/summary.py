@@ -114,6 +114,11 @@ class Results:
         return compare(ours, theirs) if ours and theirs else None
 
     def share(self, record: Record) -> float:
-        """Of the speed that the roofline allows."""
-        limits = self.limits[record.threads]
-        return least_seconds(record.cost, limits, record.dtype, record.threads) / record.seconds
+        """Of the speed that the roofline allows, by the peak of the same round; the median of the rounds."""
+        cost, bandwidths = record.cost, self.limits[record.threads]["bytes"]
+        rounds = zip(np.concatenate(record.visits), np.concatenate(record.about["peaks"]), strict=True)
+        return float(
+            np.median(
+                [least_seconds(cost, peak, bandwidths, record.threads) / seconds for seconds, peak in rounds]
+            )
+        )

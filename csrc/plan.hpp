@@ -20,6 +20,13 @@ struct Layer {
   index weights, biases;  // offsets into the padded parameters
   const Activation<T>* activation;
   bool slope_from_input;
+
+  // f(offset, count) of rows [low, high) of the padded weights, panel by panel.
+  template <class F>
+  void for_rows(index low, index high, F f) const {
+    for (index panel = 0; panel < panels.count(); panel++)
+      f(weights + panels.begin(panel, low), (high - low) * panels.width_of(panel));
+  }
 };
 
 // What never changes: shapes, offsets, kernels. Shared by all calls, of all threads.

@@ -1,4 +1,4 @@
-// The three training schedules, chosen by the shape of the network and the batch, never by the threads,
+// The four training schedules, chosen by the shape of the network and the batch, never by the threads,
 // so that the same seed gives the same bits on any number of them.
 #include "schedules.hpp"
 
@@ -9,63 +9,203 @@ namespace {
 
 using threads::share_begin;
 
-// Rows, then weights (general). The threads split the rows of the batch for forward, loss and deltas,
-// then the rows of each weight matrix for its gradient over the whole batch, and its update. No
-// gradient is copied or added up.
+// Gradients of parts of a batch, the first of them where their sum belongs.
 template <class T>
-class RowsThenWeights final : public Schedule<T> {
+class PartialGradients {
  public:
-  RowsThenWeights(const Task<T>& task, Arena& arena)
+  PartialGradients(index count, const KernelTable<T>& kernels, Parameters<T>& parameters, Arena& arena)
+      : kernels_(kernels), parameters_(parameters), gradients_{parameters.gradient} {
+    while (this->count() < count) gradients_.push_back({arena.take<T>(parameters.size), parameters.begin});
+  }
+
+  index count() const { return index(gradients_.size()); }
+  Segment<T> of(index part) const { return gradients_[size_t(part)]; }
+
+  // Adds [offset, offset + size) of one to another.
+  void add(index part, index to, index offset, index size) {
+    kernels_.add_rows(1, size, 0, of(part).at(offset), of(to).at(offset));
+  }
+
+  // Adds up [offset, offset + size) of parts 0, step, 2 step... below `end`, pairwise, and updates the parameters.
+  void update(const Batch<T>& batch, index end, index step, index offset, index size) {
+    for (; step < end; step *= 2) {
+      for (index part = 0; part + step < end; part += 2 * step) add(part + step, part, offset, size);
+    }
+    parameters_.update(batch.rule, batch.numbers, offset, size);
+  }
+
+  // The same on the share of a thread in all parameters.
+  void update_share(const Batch<T>& batch, index end, index step, int thread, int threads) {
+    constexpr index line = 64 / sizeof(T);
+    const index lines = parameters_.size / line, low = share_begin(lines, thread, threads) * line;
+    update(batch, end, step, low, share_begin(lines, thread + 1, threads) * line - low);
+  }
+
+ private:
+  const KernelTable<T>& kernels_;
+  Parameters<T>& parameters_;
+  std::vector<Segment<T>> gradients_;
+};
+
+// What the schedules have in common whose threads split the rows of the batch for forward, loss and deltas, in
+// activations that all of them see.
+template <class T>
+class ByRows : public Schedule<T> {
+ public:
+  ByRows(const Task<T>& task, Arena& arena)
       : Schedule<T>(task, arena),
         tile_blocks_((task.network.padded_size * index(sizeof(T)) > (4 << 20) ? 1024 : max_tile_rows) / block_rows),
         losses_(arena.take<double>((task.batch + block_rows - 1) / block_rows)) {
     this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
   }
 
-  void before(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *this->workers_[0];
-    const index blocks = (batch.rows + block_rows - 1) / block_rows;
-    const index begin = share_begin(blocks, thread, threads) * block_rows;
-    const index end = std::min(batch.rows, share_begin(blocks, thread + 1, threads) * block_rows);
-    const Tiles tiles((end - begin + block_rows - 1) / block_rows, 1, tile_blocks_);
-    for (index tile = 0; tile < tiles.count; tile++) {
-      const index at = begin + tiles.begin(tile) * block_rows;
-      const index rows = std::min(end, begin + tiles.begin(tile + 1) * block_rows) - at;
-      worker.gather(at, batch.first + at, rows);
-      worker.forward(0, at, rows, this->parameters, this->scratch(thread));
-      for (index block = at; block < at + rows; block += block_rows)
-        losses_[block / block_rows] =
-            worker.output_delta(block, batch.first + block, std::min(block_rows, at + rows - block), batch.scale);
-      worker.propagate(at, rows, this->parameters, this->scratch(thread));
-    }
-  }
-
-  void after(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *this->workers_[0];
-    Parameters<T>& p = this->parameters;
-    for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-      const Layer<T>& layer = this->task.network.layers[i];
-      const index low = share_begin(layer.inputs, thread, threads),
-                  high = share_begin(layer.inputs, thread + 1, threads);
-      worker.update_weights(batch, i, low, high, p, this->scratch(thread));
-      if (int(i) % threads != thread) continue;
-      worker.bias_gradient(i, batch.rows, false, p.gradient);
-      p.update(batch.rule, batch.numbers, layer.biases, layer.width);
-    }
-  }
-
   double loss(const Batch<T>& batch) const override {
-    const index blocks = (batch.rows + block_rows - 1) / block_rows;
-    return batch.scale * std::accumulate(losses_, losses_ + blocks, 0.0);
+    return batch.scale * std::accumulate(losses_, losses_ + block_count(batch), 0.0);
+  }
+
+ protected:
+  struct Rows {
+    index begin, count;
+  };
+
+  Worker<T>& worker() { return *this->workers_[0]; }
+
+  // Share `number` of `count` of the batch.
+  static Rows rows_of(const Batch<T>& batch, index number, index count) {
+    const index blocks = block_count(batch);
+    const auto begin = [&](index share) {
+      return std::min(batch.rows, share_begin(blocks, int(share), int(count)) * block_rows);
+    };
+    return {begin(number), begin(number + 1) - begin(number)};
+  }
+
+  void forward_and_back(const Batch<T>& batch, Rows rows, int thread) {
+    const Tiles tiles((rows.count + block_rows - 1) / block_rows, 1, tile_blocks_);
+    for (index tile = 0; tile < tiles.count; tile++) {
+      const index first = tiles.begin(tile) * block_rows, at = rows.begin + first;
+      const index count = std::min(rows.count, tiles.begin(tile + 1) * block_rows) - first;
+      worker().gather(at, batch.first + at, count);
+      worker().forward(0, at, count, this->parameters, this->scratch(thread));
+      for (index block = at; block < at + count; block += block_rows)
+        losses_[block / block_rows] =
+            worker().output_delta(block, batch.first + block, std::min(block_rows, at + count - block), batch.scale);
+      worker().propagate(at, count, this->parameters, this->scratch(thread));
+    }
   }
 
  private:
   static constexpr index block_rows = 16;  // rows whose losses are summed together, by one thread
 
+  static index block_count(const Batch<T>& batch) { return (batch.rows + block_rows - 1) / block_rows; }
+
   // Blocks that go through the layers together: they stay in the second-level cache, unless the weights do not
   // and should rather be read seldom.
   const index tile_blocks_;
   double* losses_;
+};
+
+// Rows, then weights (general). After the rows the threads split the rows of each weight matrix for its gradient
+// over the whole batch, and its update. No gradient is copied or added up.
+template <class T>
+class RowsThenWeights final : public ByRows<T> {
+ public:
+  using ByRows<T>::ByRows;
+
+  void before(const Batch<T>& batch, int thread, int threads) override {
+    this->forward_and_back(batch, this->rows_of(batch, thread, threads), thread);
+  }
+
+  void after(const Batch<T>& batch, int thread, int threads) override {
+    Parameters<T>& p = this->parameters;
+    for (size_t i = 0; i < this->task.network.layers.size(); i++) {
+      const Layer<T>& layer = this->task.network.layers[i];
+      const index low = share_begin(layer.inputs, thread, threads),
+                  high = share_begin(layer.inputs, thread + 1, threads);
+      this->worker().update_weights(batch, i, low, high, p, this->scratch(thread));
+      if (int(i) % threads != thread) continue;
+      this->worker().bias_gradient(i, 0, batch.rows, false, p.gradient);
+      p.update(batch.rule, batch.numbers, layer.biases, layer.width);
+    }
+  }
+};
+
+// Parts (some hundred kilobytes of parameters, many rows). Gradients are smaller than what they are made of, so these
+// cross from one core to another: the shape cuts the batch into parts, and threads that have the same number of them
+// go from the rows of each to its gradient. The parts are summed pairwise, those of one thread as they come. Any
+// other number of threads splits rows, then weights, part by part.
+template <class T>
+class Parts final : public ByRows<T> {
+ public:
+  static bool suits(const Task<T>& task) {
+    return task.network.compact_size * index(sizeof(T)) <= 512 * 1024 && task.batch >= least_rows;
+  }
+
+  Parts(const Task<T>& task, Arena& arena)
+      : ByRows<T>(task, arena), gradients_(part_count(task.batch), *task.network.kernels, this->parameters, arena) {}
+
+  void before(const Batch<T>& batch, int thread, int threads) override {
+    if (!own_parts(threads)) return this->forward_and_back(batch, this->rows_of(batch, thread, threads), thread);
+    const index end = share_begin(parts(), thread + 1, threads);
+    for (index part = share_begin(parts(), thread, threads); part < end; part++) {
+      this->forward_and_back(batch, this->rows_of(batch, part, parts()), thread);
+      for (size_t i = 0; i < this->task.network.layers.size(); i++) {
+        weight_gradient(batch, i, 0, this->task.network.layers[i].inputs, part, own_pairs(threads), thread);
+        bias_gradient(batch, i, part, own_pairs(threads));
+      }
+    }
+  }
+
+  void after(const Batch<T>& batch, int thread, int threads) override {
+    if (own_parts(threads)) return gradients_.update_share(batch, parts(), own_pairs(threads) ? 2 : 1, thread, threads);
+    const auto update = [&](index offset, index size) { gradients_.update(batch, parts(), 2, offset, size); };
+    for (size_t i = 0; i < this->task.network.layers.size(); i++) {
+      const Layer<T>& layer = this->task.network.layers[i];
+      const index low = share_begin(layer.inputs, thread, threads),
+                  high = share_begin(layer.inputs, thread + 1, threads);
+      for (index part = 0; part < parts(); part++) weight_gradient(batch, i, low, high, part, true, thread);
+      layer.for_rows(low, high, update);
+      if (int(i) % threads != thread) continue;
+      for (index part = 0; part < parts(); part++) bias_gradient(batch, i, part, true);
+      update(layer.biases, layer.width);
+    }
+  }
+
+ private:
+  static constexpr index least_rows = 128, most_parts = 8;
+
+  // A power of two; their rows grow with the batch too.
+  static index part_count(index rows) {
+    index parts = 2;
+    while (parts < most_parts && rows >= parts * parts * least_rows) parts *= 2;
+    return parts;
+  }
+
+  index parts() const { return gradients_.count(); }
+  bool own_parts(int threads) const { return parts() % threads == 0; }
+  bool own_pairs(int threads) const { return parts() > threads; }
+
+  // Rows [low, high) of the weights of layer i; with `pairs`, that of an odd part goes to the part before it.
+  void weight_gradient(const Batch<T>& batch, size_t i, index low, index high, index part, bool pairs, int thread) {
+    const auto rows = this->rows_of(batch, part, parts());
+    const bool odd = pairs && part % 2;
+    if (odd && rows.count <= max_depth)
+      return this->worker().add_weight_gradient(i, low, high, rows.begin, rows.count, gradients_.of(part - 1),
+                                                this->scratch(thread));
+    this->worker().weight_gradient(i, low, high, rows.begin, rows.count, false, gradients_.of(part),
+                                   this->scratch(thread));
+    if (odd)
+      this->task.network.layers[i].for_rows(
+          low, high, [&](index offset, index size) { gradients_.add(part, part - 1, offset, size); });
+  }
+
+  void bias_gradient(const Batch<T>& batch, size_t i, index part, bool pairs) {
+    const Layer<T>& layer = this->task.network.layers[i];
+    const auto rows = this->rows_of(batch, part, parts());
+    this->worker().bias_gradient(i, rows.begin, rows.count, false, gradients_.of(part));
+    if (pairs && part % 2) gradients_.add(part, part - 1, layer.biases, layer.width);
+  }
+
+  PartialGradients<T> gradients_;
 };
 
 // Tiles (few parameters, many rows). Tiles of the batch run forward and backward in the cache, each
@@ -78,9 +218,9 @@ class Tiles96 final : public Schedule<T> {
   }
 
   Tiles96(const Task<T>& task, Arena& arena)
-      : Schedule<T>(task, arena), losses_(arena.take<double>(tile_count(task.batch))) {
-    for (index i = 0; i < gradient_count(task.batch); i++)
-      gradients_.push_back({arena.take<T>(task.network.padded_size), 0});
+      : Schedule<T>(task, arena),
+        gradients_(gradient_count(task.batch), *task.network.kernels, this->parameters, arena),
+        losses_(arena.take<double>(tile_count(task.batch))) {
     for (int i = 0; i < task.threads; i++)
       this->workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, task.gathered, arena, true));
   }
@@ -99,26 +239,15 @@ class Tiles96 final : public Schedule<T> {
         losses_[tile] = worker.output_delta(0, batch.first + at, rows, batch.scale);
         worker.propagate(0, rows, this->parameters, scratch);
         for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-          worker.weight_gradient(i, 0, this->task.network.layers[i].inputs, rows, add, gradients_[size_t(slot)],
-                                 scratch);
-          worker.bias_gradient(i, rows, add, gradients_[size_t(slot)]);
+          worker.weight_gradient(i, 0, this->task.network.layers[i].inputs, 0, rows, add, gradients_.of(slot), scratch);
+          worker.bias_gradient(i, 0, rows, add, gradients_.of(slot));
         }
       }
     }
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
-    constexpr index line = 64 / sizeof(T);
-    const index lines = this->task.network.padded_size / line, slots = gradient_count(batch.rows);
-    const index low = share_begin(lines, thread, threads) * line;
-    const index count = share_begin(lines, thread + 1, threads) * line - low;
-    for (index half = 1; half < slots; half *= 2) {
-      for (index slot = 0; slot + half < slots; slot += 2 * half)
-        this->task.network.kernels->add_rows(1, count, 0, gradients_[size_t(slot + half)].at(low),
-                                             gradients_[size_t(slot)].at(low));
-    }
-    std::copy_n(gradients_[0].at(low), count, this->parameters.gradient.at(low));
-    this->parameters.update(batch.rule, batch.numbers, low, count);
+    gradients_.update_share(batch, gradient_count(batch.rows), 1, thread, threads);
   }
 
   double loss(const Batch<T>& batch) const override {
@@ -130,7 +259,7 @@ class Tiles96 final : public Schedule<T> {
   static index tile_count(index rows) { return (rows + tile_rows - 1) / tile_rows; }
   static index gradient_count(index rows) { return std::min(tile_count(rows), most_gradients); }
 
-  std::vector<Segment<T>> gradients_;
+  PartialGradients<T> gradients_;
   double* losses_;
 };
 
@@ -182,8 +311,8 @@ class InputsThenTail final : public Schedule<T> {
     worker.propagate(0, batch.rows, tail, scratch);
     const auto& layers = this->task.network.layers;
     for (size_t i = 0; i < layers.size(); i++) {
-      if (i) worker.weight_gradient(i, 0, layers[i].inputs, batch.rows, false, tail.gradient, scratch);
-      worker.bias_gradient(i, batch.rows, false, tail.gradient);
+      if (i) worker.weight_gradient(i, 0, layers[i].inputs, 0, batch.rows, false, tail.gradient, scratch);
+      worker.bias_gradient(i, 0, batch.rows, false, tail.gradient);
     }
     tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
     const index low = begin(share_begin(parts_, thread, threads)),
@@ -234,6 +363,7 @@ template <class T>
 std::unique_ptr<Schedule<T>> schedule_for(const Task<T>& task) {
   if (Tiles96<T>::suits(task)) return laid_out<Tiles96<T>>(task);
   if (InputsThenTail<T>::suits(task)) return laid_out<InputsThenTail<T>>(task);
+  if (Parts<T>::suits(task)) return laid_out<Parts<T>>(task);
   return laid_out<RowsThenWeights<T>>(task);
 }
 

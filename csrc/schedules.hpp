@@ -1,4 +1,4 @@
-// What a training schedule is, of which schedules.cpp has three; training.cpp runs them.
+// What a training schedule is, of which schedules.cpp has four; training.cpp runs them.
 #pragma once
 
 #include <memory>

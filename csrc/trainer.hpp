@@ -232,25 +232,30 @@ class Worker {
   void update_weights(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
     const Layer<T>& layer = network_.layers[i];
     if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
-      return weight_product(i, low, high, batch.rows, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
-    weight_gradient(i, low, high, batch.rows, false, p.gradient, scratch);
-    for (index panel = 0; panel < layer.panels.count(); panel++)
-      p.update(batch.rule, batch.numbers, layer.weights + layer.panels.begin(panel, low),
-               (high - low) * layer.panels.width_of(panel));
+      return weight_product(i, low, high, 0, batch.rows, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
+    weight_gradient(i, low, high, 0, batch.rows, false, p.gradient, scratch);
+    layer.for_rows(low, high, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
   }
 
-  // Rows [low, high) of the gradient of the weights of layer i, over the first `rows` samples; added
+  // Rows [low, high) of the gradient of the weights of layer i, over samples [at, at + rows); added
   // to what is there, or not.
-  void weight_gradient(size_t i, index low, index high, index rows, bool add, Segment<T> gradient, T* scratch) {
+  void weight_gradient(size_t i, index low, index high, index at, index rows, bool add, Segment<T> gradient,
+                       T* scratch) {
     T* const g = gradient.at(network_.layers[i].weights);
-    weight_product(i, low, high, rows, add ? g : nullptr, g, nullptr, scratch);
+    weight_product(i, low, high, at, rows, add ? g : nullptr, g, nullptr, scratch);
   }
 
-  void bias_gradient(size_t i, index rows, bool add, Segment<T> gradient) const {
+  // The same added, summed up, to what is there; rows <= max_depth.
+  void add_weight_gradient(size_t i, index low, index high, index at, index rows, Segment<T> gradient, T* scratch) {
+    const double rate = -1;
+    weight_product(i, low, high, at, rows, nullptr, gradient.at(network_.layers[i].weights), &rate, scratch);
+  }
+
+  void bias_gradient(size_t i, index at, index rows, bool add, Segment<T> gradient) const {
     const Layer<T>& layer = network_.layers[i];
     T* const sums = gradient.at(layer.biases);
     if (!add) std::fill_n(sums, layer.width, T(0));
-    network_.kernels->add_rows(rows, layer.width, layer.stride, d_[i], sums);
+    network_.kernels->add_rows(rows, layer.width, layer.stride, d_[i] + at * layer.stride, sums);
   }
 
   static index sample(const Samples<T>& samples, index position) {
@@ -259,15 +264,16 @@ class Worker {
 
  private:
   // Rows [low, high) of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas.
-  void weight_product(size_t i, index low, index high, index rows, const T* start, T* c, const double* rate,
+  void weight_product(size_t i, index low, index high, index at, index rows, const T* start, T* c, const double* rate,
                       T* scratch) {
     const Layer<T>& layer = network_.layers[i];
-    Gemm<T> product{high - low, layer.outputs, rows, nullptr, 0, d_[i], layer.stride, start, 0, c, 0, scratch, true};
+    Gemm<T> product{high - low, layer.outputs, rows, nullptr, 0, d_[i] + at * layer.stride, layer.stride, start, 0, c,
+                    0,          scratch,       true};
     product.panels = &layer.panels;
     product.panel_row = low;
     product.descends = rate != nullptr;
     product.rate = rate ? T(*rate) : T(0);
-    set_inputs(product, i, 0);
+    set_inputs(product, i, at);
     if (i)
       product.a += low;
     else

@@ -22,6 +22,8 @@ SCHEDULES = {
     "tiles": ([5, 33, 17, 3], 1201, 4000),
     "rows, then weights": ([65, 129, 67, 5], 90, 2000),
     "inputs, then tail": ([787, 31, 10], 13, 3000),
+    "parts": ([65, 129, 67, 5], 530, 1300),
+    "parts, of more rows than are summed at once": ([65, 129, 67, 5], 1100, 1700),
 }
 OPTIMIZERS = [pf.SGD(0.1), pf.SGD(0.1, momentum=0.9), pf.SGD(0.1, momentum=0.9, nesterov=True), pf.Adam()]
 
@@ -37,6 +39,7 @@ def trained(
     weight = rng.uniform(0, 2, samples).astype(dtype) if weighted else None
     net = pf.MLP(layers, ["tanh", "gelu"][: len(layers) - 2], "softmax", dtype=dtype, seed=0)
     with pf.use_backend(backend):
+        _core.oversubscribe(threads > 1)
         pf.set_num_threads(threads)
         try:
             history = net.fit(
@@ -44,6 +47,7 @@ def trained(
             )
             loss, gradient = net.loss_and_gradient(x, labels, sample_weight=weight)
         finally:
+            _core.oversubscribe(False)
             pf.set_num_threads(0)
     return np.concatenate([net.params, gradient, np.array([*history.loss, loss])])
 
@@ -55,7 +59,7 @@ def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimi
     results = {
         (backend.isa, threads): trained(backend, threads, schedule, dtype, optimizer, weighted)
         for backend in COMPILED
-        for threads in (1, 2, 3)
+        for threads in (1, 2, 3, 4)
     }
     for (isa, threads), result in results.items():
         assert np.isfinite(result).all()

@@ -11,12 +11,14 @@ import pyfastnn as pf
 REFERENCE = BACKENDS["numpy"]
 
 # Layers and batch: widths around whole vectors (4 to 16 numbers), batches around blocks of 16 rows,
-# tiles of 96 and four of them, few and many parameters, deep and shallow, wide inputs.
+# tiles of 96 and four of them, parts of 64 rows and more, few and many parameters, deep and shallow, wide
+# inputs.
 SHAPES = [
     ([1, 1], 1), ([3, 1], 2), ([2, 5, 3], 7), ([4, 8, 4], 16), ([5, 7, 9, 3], 17), ([4, 16, 16, 2], 15),
     ([4, 17, 15, 1], 33), ([6, 33, 31, 10], 95), ([8, 8], 96), ([3, 4, 2], 97), ([4, 12, 12, 4], 383),
     ([4, 12, 12, 4], 384), ([4, 13, 11, 4], 385), ([2, 3, 3, 3, 3, 2], 500), ([9, 1, 9], 400),
     ([30, 200, 7], 64), ([150, 140, 3], 31), ([784, 30, 10], 10), ([300, 5], 13), ([10, 129, 10], 700),
+    ([60, 201, 7], 130), ([60, 201, 7], 520), ([12, 900, 1], 1030),
 ]  # fmt: skip
 
 
