@@ -65,7 +65,8 @@ struct Gemm {
   // start of gemm_at and gemm_at_rows. Their strides are not used then.
   const Panels* panels = nullptr;
   index panel_row = 0;
-  // Instead of all that, c -= rate a b; of a padded gemm_at or gemm_at_rows with a null start and depth <= max_depth.
+  // Instead of all that, c -= rate a b, of a padded product without start: of gemm_at and gemm_at_rows with
+  // depth <= max_depth, of gemm and gemm_rows <= max_row_depth.
   bool descends = false;
   T rate = 0;
 };

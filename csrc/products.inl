@@ -243,7 +243,8 @@ template <class T, class A, bool TransposedB>
 void gemm(const Gemm<T>& g) {
   const index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
   if constexpr (!A::transposed && !TransposedB) {
-    if (g.rows == 1) return row_product(g, A::of(g).row(0), last_column, std::make_integer_sequence<int, 8>{});
+    if (g.rows == 1 && !g.descends)
+      return row_product(g, A::of(g).row(0), last_column, std::make_integer_sequence<int, 8>{});
   }
   if constexpr (A::transposed) {
     if (g.depth == 1 && !g.start && !g.padded) return outer_product<T, A>(g);

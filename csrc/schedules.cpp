@@ -7,6 +7,7 @@
 namespace pyfastnn {
 namespace {
 
+using threads::begins_share;
 using threads::share_begin;
 
 // Gradients of parts of a batch, the first of them where their sum belongs.
@@ -265,7 +266,7 @@ class Tiles96 final : public Schedule<T> {
 
 // Inputs, then a replicated tail (many inputs, everything above small). Each thread owns parts of the
 // inputs, of a size that the shape fixes: their sums towards the first layer, and afterwards their
-// weights. The sums are exchanged; what follows is computed by every thread for itself. Weights of the
+// weights. The sums, added in pairs, are exchanged; what follows is computed by every thread for itself. Weights of the
 // first layer never cross from one core to another, and a step has one barrier.
 template <class T>
 class InputsThenTail final : public Schedule<T> {
@@ -295,16 +296,20 @@ class InputsThenTail final : public Schedule<T> {
   void before(const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = *this->workers_[size_t(thread)];
     worker.gather(0, batch.first, batch.rows);
-    for (index part = share_begin(parts_, thread, threads); part < share_begin(parts_, thread + 1, threads); part++)
-      worker.first_sums(0, batch.rows, begin(part), begin(part + 1), this->parameters,
-                        sums(batch) + part * sums_stride_, this->scratch(thread));
+    const index end = share_begin(parts_, thread + 1, threads);
+    for (index part = share_begin(parts_, thread, threads); part < end; part++) {
+      const bool add = adds(part, threads);
+      worker.first_sums(0, batch.rows, begin(part), begin(part + 1), this->parameters, add,
+                        sums(batch) + (part - add) * sums_stride_, this->scratch(thread));
+    }
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = *this->workers_[size_t(thread)];
     Parameters<T>& tail = tails_[size_t(thread)];
     T* const scratch = this->scratch(thread);
-    worker.first_layer(0, batch.rows, parts_, sums(batch), sums_stride_, tail);
+    const auto is_added = [&](index part) { return adds(part + 1, threads); };
+    worker.first_layer(0, batch.rows, parts_, sums(batch), sums_stride_, is_added, tail);
     worker.forward(1, 0, batch.rows, tail, scratch);
     const double sum = worker.output_delta(0, batch.first, batch.rows, batch.scale);
     if (thread == 0) loss_ = batch.scale * sum;
@@ -337,6 +342,11 @@ class InputsThenTail final : public Schedule<T> {
   static constexpr index part_inputs = 192;
 
   index begin(index part) const { return this->task.network.layers[0].inputs * part / parts_; }
+  // Whether the sums of a part are added to those of the part before it, with which it is a pair of one thread.
+  bool adds(index part, int threads) const {
+    const bool at_once = begin(1) < max_row_depth<T>;  // another part may have one input more
+    return at_once && part % 2 && !begins_share(part, parts_, threads);
+  }
   T* sums(const Batch<T>& batch) { return sums_[batch.number % 2]; }
 
   const index parts_, sums_stride_;

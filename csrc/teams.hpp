@@ -8,6 +8,10 @@ namespace pyfastnn::threads {
 // Where the share of a thread begins, of `count` units; thread 0, which others must not keep waiting, has
 // the largest. It ends where the next one begins.
 inline index share_begin(index count, int thread, int threads) { return (count * thread + threads - 1) / threads; }
+// Whether one of the shares begins with this unit.
+inline bool begins_share(index unit, index count, int threads) {
+  return share_begin(count, int(unit * threads / count), threads) == unit;
+}
 
 // Where a team waits for its last member.
 class Barrier {

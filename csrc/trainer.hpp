@@ -121,8 +121,9 @@ class Worker {
     }
   }
 
-  // The sums of the first layer over inputs [low, high), without bias, to c (rows, width).
-  void first_sums(index at, index rows, index low, index high, Parameters<T>& p, T* c, T* scratch) const {
+  // The sums of the first layer over inputs [low, high), without bias, to c (rows, width), or added, summed up, to
+  // what is there; then of at most max_row_depth inputs.
+  void first_sums(index at, index rows, index low, index high, Parameters<T>& p, bool add, T* c, T* scratch) const {
     const Layer<T>& layer = network_.layers.front();
     Gemm<T> product{rows, layer.outputs, high - low, nullptr, 0, p.values.at(layer.weights), 0, nullptr, 0,
                     c,    layer.width,   scratch,    true};
@@ -130,18 +131,31 @@ class Worker {
     product.a_offset = low;
     product.panels = &layer.panels;
     product.panel_row = low;
+    product.descends = add;
+    product.rate = -1;
     network_.kernels->gemm_rows(product);
   }
 
-  // The first layer's activations from `parts` such sums.
-  void first_layer(index at, index rows, index parts, const T* sums, index part_stride, Parameters<T>& p) {
+  // The first layer's activations from `parts` such sums, of which each pair is added up first, unless it
+  // is_added(its first one) already.
+  template <class F>
+  void first_layer(index at, index rows, index parts, const T* sums, index part_stride, F is_added, Parameters<T>& p) {
     const Layer<T>& layer = network_.layers.front();
-    T* const z = sums_of(0, at);
+    T *const z = sums_of(0, at), *const pair = d_[0] + at * layer.stride;  // no deltas are there yet
+    const auto add = [&](const T* row, T* to) { network_.kernels->add_rows(1, layer.width, 0, row, to); };
     for (index r = 0; r < rows; r++) {
-      T* const row = z + r * layer.stride;
-      std::copy_n(p.values.at(layer.biases), layer.width, row);
-      for (index part = 0; part < parts; part++)
-        network_.kernels->add_rows(1, layer.width, 0, sums + part * part_stride + r * layer.width, row);
+      T* const to = z + r * layer.stride;
+      std::copy_n(p.values.at(layer.biases), layer.width, to);
+      for (index part = 0; part < parts; part += 2) {
+        const T* const row = sums + part * part_stride + r * layer.width;
+        if (part + 1 == parts || is_added(part)) {
+          add(row, to);
+        } else {
+          std::copy_n(row, layer.width, pair);
+          add(row + part_stride, pair);
+          add(pair, to);
+        }
+      }
     }
     activate(0, at, rows);
   }
