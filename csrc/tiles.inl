@@ -56,13 +56,14 @@ struct PackedColumns {
 
 // Vectors of a tile's rows at most, and how many rows it has then: they keep their sums in registers, 32 of them
 // with AVX-512 and on arm64, else 16. As rows, a takes an address each, for which there are other
-// registers, 16 at most.
+// registers, 16 at most. Below 8 sums they wait for each other, so 10 rows of one vector are better one tile than two.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int widest = 4;
 template <class A, int Vectors>
 constexpr int tallest = Vectors == 4    ? 6
                         : A::transposed ? 12
-                                        : 8;
+                        : Vectors == 2  ? 8
+                                        : 10;
 #else
 constexpr int widest = 2;
 template <class A, int Vectors>
