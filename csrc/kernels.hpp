@@ -9,8 +9,8 @@ namespace pyfastnn {
 
 using index = std::ptrdiff_t;
 
-// Rows of a batch that go through the layers together, and of a whose columns are packed together, a multiple of
-// every tile's; the depth that a product sums at once of columns of a.
+// Rows of a batch that go through the layers together, and of a whose columns are packed together; the depth that a
+// product sums at once of columns of a.
 constexpr index max_tile_rows = 384;
 constexpr index max_depth = 256;
 // And of rows of a: 4 KB each, so that a tile's stay in the first-level cache.

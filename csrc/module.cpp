@@ -14,6 +14,7 @@
 #include "fast.hpp"
 #include "order.hpp"
 #include "plan.hpp"
+#include "teams.hpp"
 
 namespace py = pybind11;
 
@@ -336,7 +337,13 @@ PYBIND11_MODULE(_core, m) {
   m.def("instruction_sets", pyfastnn::instruction_set_names, "Those of this machine, the best last.");
   m.def("permutation", pyfastnn::permutation_of, "Generator.permutation(n) from the capsule of its bit generator.");
   m.def("set_thread_limit", pyfastnn::threads::set_limit, "0: automatic.");
-  m.def("oversubscribe", pyfastnn::threads::oversubscribe, "For tests: more threads than there are processors.");
+  m.def(
+      "oversubscribe",
+      [](bool on) {
+        pyfastnn::threads::oversubscribe(on);
+        pyfastnn::threads::Neighbours::forget();
+      },
+      "For tests: more threads than there are processors, and teams as if none had met a neighbour.");
   m.def("thread_limit", pyfastnn::threads::limit);
   m.def("explain_threads", pyfastnn::threads::explain);
   py::class_<Kernels>(m, "Kernels")

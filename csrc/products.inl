@@ -265,13 +265,15 @@ void spread(index rows, index columns, const T* from, index from_stride, T* to, 
   }
 }
 
-// Four interleaved sums of rows, added up in one order: adding is slower than loading.
+// Four interleaved sums of rows, added up in one order: adding is slower than loading. All but the first begin at
+// minus zero, to which any number may be added without a change, minus zero too: one row is just added.
 template <class T>
 void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
   constexpr int chains = 4;
+  const Vec<T> nothing = -Vec<T>{};
   index j = 0;
   for (; j + lanes<T> <= columns; j += lanes<T>) {
-    Vec<T> sum[chains] = {load<T>(sums + j)};
+    Vec<T> sum[chains] = {load<T>(sums + j), nothing, nothing, nothing};
     index r = 0;
     for (; r + chains <= rows; r += chains) {
       UNROLL for (int i = 0; i < chains; i++) sum[i] += load<T>(x + (r + i) * stride + j);
@@ -280,7 +282,7 @@ void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
     store<T>(sums + j, (sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
   for (; j < columns; j++) {
-    T sum[chains] = {sums[j]};
+    T sum[chains] = {sums[j], T(-0.0), T(-0.0), T(-0.0)};
     for (index r = 0; r < rows; r++) sum[r < rows / chains * chains ? r % chains : 0] += x[r * stride + j];
     sums[j] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }

@@ -48,8 +48,8 @@ class PartialGradients {
   std::vector<Segment<T>> gradients_;
 };
 
-// What the schedules have in common whose threads split the rows of the batch for forward, loss and deltas, in
-// activations that all of them see.
+// Common to the schedules whose threads split the rows of the batch for forward, loss and deltas. They share the
+// activations.
 template <class T>
 class ByRows : public Schedule<T> {
  public:
@@ -75,7 +75,7 @@ class ByRows : public Schedule<T> {
   static Rows rows_of(const Batch<T>& batch, index number, index count) {
     const index blocks = block_count(batch);
     const auto begin = [&](index share) {
-      return std::min(batch.rows, share_begin(blocks, int(share), int(count)) * block_rows);
+      return std::min(batch.rows, share_begin(blocks, share, count) * block_rows);
     };
     return {begin(number), begin(number + 1) - begin(number)};
   }
@@ -130,15 +130,20 @@ class RowsThenWeights final : public ByRows<T> {
   }
 };
 
-// Parts (some hundred kilobytes of parameters, many rows). Gradients are smaller than what they are made of, so these
-// cross from one core to another: the shape cuts the batch into parts, and threads that have the same number of them
-// go from the rows of each to its gradient. The parts are summed pairwise, those of one thread as they come. Any
-// other number of threads splits rows, then weights, part by part.
+// Parts (some hundred kilobytes of weights, many rows). Rows, then weights, moves activations, deltas and weights
+// between the cores. Here a gradient is mostly smaller than those, so the shape cuts the batch into parts. Threads
+// that divide them evenly each take their parts from rows to gradients, and only these cross; any other number of
+// threads splits rows, then weights, part by part. Parts are summed pairwise; that of an odd one is added to
+// the one before it at once where a thread has both.
 template <class T>
 class Parts final : public ByRows<T> {
  public:
   static bool suits(const Task<T>& task) {
-    return task.network.compact_size * index(sizeof(T)) <= 512 * 1024 && task.batch >= least_rows;
+    // Rows of weights in whole cache lines: as they are padded at most, but the same for every instruction set.
+    constexpr index line = 64 / sizeof(T);
+    index lines = 0;
+    for (const Layer<T>& layer : task.network.layers) lines += layer.inputs * ((layer.outputs + line - 1) / line);
+    return lines * 64 <= 512 * 1024 && task.batch >= least_rows;
   }
 
   Parts(const Task<T>& task, Arena& arena)

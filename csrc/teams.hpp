@@ -7,10 +7,10 @@ namespace pyfastnn::threads {
 
 // Where the share of a thread begins, of `count` units; thread 0, which others must not keep waiting, has
 // the largest. It ends where the next one begins.
-inline index share_begin(index count, int thread, int threads) { return (count * thread + threads - 1) / threads; }
+inline index share_begin(index count, index thread, index threads) { return (count * thread + threads - 1) / threads; }
 // Whether one of the shares begins with this unit.
-inline bool begins_share(index unit, index count, int threads) {
-  return share_begin(count, int(unit * threads / count), threads) == unit;
+inline bool begins_share(index unit, index count, index threads) {
+  return share_begin(count, unit * threads / count, threads) == unit;
 }
 
 // Where a team waits for its last member.
@@ -61,6 +61,7 @@ class FlushDenormals {
 class Neighbours {
  public:
   static bool crowd() { return Clock::now().time_since_epoch().count() < until; }
+  static void forget() { credit = until = pause = 0; }
 
   // How long a team has worked and then waited for its last member; returns whether it shall dissolve. Good work
   // earns credit, an eighth of its time, which a member that is late now and then uses up.

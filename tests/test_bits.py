@@ -21,11 +21,20 @@ pytestmark = pytest.mark.skipif(not COMPILED, reason="needs the compiled core")
 SCHEDULES = {
     "tiles": ([5, 33, 17, 3], 1201, 4000),
     "rows, then weights": ([65, 129, 67, 5], 90, 2000),
+    "rows, then weights, of more rows than are summed at once": ([390, 401, 10], 300, 700),
     "inputs, then tail": ([787, 31, 10], 13, 3000),
-    "parts": ([65, 129, 67, 5], 530, 1300),
+    "inputs, then tail, an odd number of parts": ([600, 31, 10], 13, 1000),
+    "parts": ([65, 129, 67, 5], 250, 1010),
+    "parts, of which the last batch leaves some empty": ([65, 129, 67, 5], 530, 1070),
     "parts, of more rows than are summed at once": ([65, 129, 67, 5], 1100, 1700),
 }
 OPTIMIZERS = [pf.SGD(0.1), pf.SGD(0.1, momentum=0.9), pf.SGD(0.1, momentum=0.9, nesterov=True), pf.Adam()]
+
+
+def assert_same_bits(result: np.ndarray, reference: np.ndarray, message: str) -> None:
+    """Equal, and zeros of the same sign."""
+    np.testing.assert_array_equal(result, reference, err_msg=message)
+    np.testing.assert_array_equal(np.signbit(result), np.signbit(reference), err_msg=message)
 
 
 def trained(
@@ -59,13 +68,36 @@ def test_threads_and_instruction_sets_give_the_same_bits(dtype, schedule, optimi
     results = {
         (backend.isa, threads): trained(backend, threads, schedule, dtype, optimizer, weighted)
         for backend in COMPILED
-        for threads in (1, 2, 3, 4)
+        for threads in (1, 2, 3, 4, 5)
     }
     for (isa, threads), result in results.items():
         assert np.isfinite(result).all()
         # The baseline rounds products before it adds them: bits of its own, the same for all threads.
         reference = results[isa if isa == "baseline" else COMPILED[-1].isa, 1]
-        np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
+        assert_same_bits(result, reference, f"{isa}, {threads} threads")
+
+
+def test_the_sign_of_zero_is_the_same_on_any_number_of_threads(dtype):
+    rng = np.random.default_rng(5)
+    x = (rng.uniform(0.1, 0.9, (250, 65)) * np.finfo(dtype).tiny).astype(dtype)
+    y = rng.normal(size=(250, 5)).astype(dtype)
+    net = pf.MLP([65, 129, 67, 5], "tanh", dtype=dtype, seed=0)
+    gradients = []
+    for threads in (1, 2, 3):
+        _core.oversubscribe(threads > 1)
+        pf.set_num_threads(threads)
+        try:
+            with pf.use_backend(COMPILED[-1]):
+                gradients.append(net.loss_and_gradient(x, y)[1])
+        finally:
+            _core.oversubscribe(False)
+            pf.set_num_threads(0)
+    # Products below the smallest normal number leave zeros of either sign.
+    first = gradients[0][: 65 * 129]
+    assert (first == 0).any()
+    assert len(np.unique(np.signbit(first[first == 0]))) == 2
+    for gradient in gradients[1:]:
+        assert_same_bits(gradient, gradients[0], "")
 
 
 # Split by columns, on more threads by rows too; in tall and deep blocks; by rows, since columns are few; of
@@ -96,7 +128,7 @@ def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
                 results[backend.isa, threads] = np.concatenate([array.ravel() for array in arrays])
     for (isa, threads), result in results.items():
         reference = results[isa if isa == "baseline" else COMPILED[-1].isa, 1]
-        np.testing.assert_array_equal(result, reference, err_msg=f"{isa}, {threads} threads")
+        assert_same_bits(result, reference, f"{isa}, {threads} threads")
 
 
 @pytest.mark.parametrize("layers", [[24, 8, 2], [4, 16, 4], [24, 8, 11], [24, 40, 3]], ids=repr)
