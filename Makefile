@@ -30,7 +30,7 @@ lint: $(STAMP)-lint  ## check style, types and spelling
 	$(VENV)/bin/clang-format --dry-run --Werror $(FORMATTED)
 	$(VENV)/bin/codespell --skip build,dist
 
-bench:  ## time everything beside the peers (about 20 minutes); QUICK=1: about 5; AVX2=1: without AVX-512; NAME=... names the results
+bench:  ## time everything beside the peers (20 to 30 minutes); QUICK=1: about 5; AVX2=1: without AVX-512; NAME=... names the results
 	@$(MAKE) --no-print-directory VENV=.venv-bench measure
 
 claims: $(STAMP)-test  ## time what bench does not show: threads, neighbours, dtypes; NAME=... names the results
