@@ -26,6 +26,7 @@ from peers import entries
 from threadpoolctl import threadpool_limits
 
 import pyfastnn as pf
+from pyfastnn.backends.cpp import CppBackend
 from pyfastnn.bench import WORKLOADS, Workload, deviation, interleave
 
 HERE = Path(__file__).parent
@@ -256,6 +257,7 @@ def main() -> None:
     status = pf.backends()["cpp"]
     if status != "available":
         sys.exit(f"benchmarks: nothing to compare, since {status}")
+    pf.set_backend(CppBackend())  # imports have loaded one, maybe of another instruction set
     settings = QUICK if arguments.quick else FULL
     folder = HERE / "results" / (arguments.name or ("quick" if arguments.quick else "full"))
     begin = time.perf_counter()
