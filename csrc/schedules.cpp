@@ -56,12 +56,12 @@ class ByRows : public Schedule<T> {
   ByRows(const Task<T>& task, Arena& arena)
       : Schedule<T>(task, arena),
         tile_blocks_((task.network.padded_size * index(sizeof(T)) > (4 << 20) ? 1024 : max_tile_rows) / block_rows),
-        losses_(arena.take<double>((task.batch + block_rows - 1) / block_rows)) {
+        losses_(arena.take<double>(block_count(task.batch))) {
     this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
   }
 
   double loss(const Batch<T>& batch) const override {
-    return batch.scale * std::accumulate(losses_, losses_ + block_count(batch), 0.0);
+    return batch.scale * std::accumulate(losses_, losses_ + block_count(batch.rows), 0.0);
   }
 
  protected:
@@ -73,7 +73,7 @@ class ByRows : public Schedule<T> {
 
   // Share `number` of `count` of the batch.
   static Rows rows_of(const Batch<T>& batch, index number, index count) {
-    const index blocks = block_count(batch);
+    const index blocks = block_count(batch.rows);
     const auto begin = [&](index share) {
       return std::min(batch.rows, share_begin(blocks, share, count) * block_rows);
     };
@@ -81,7 +81,7 @@ class ByRows : public Schedule<T> {
   }
 
   void forward_and_back(const Batch<T>& batch, Rows rows, int thread) {
-    const Tiles tiles((rows.count + block_rows - 1) / block_rows, 1, tile_blocks_);
+    const Tiles tiles(block_count(rows.count), 1, tile_blocks_);
     for (index tile = 0; tile < tiles.count; tile++) {
       const index first = tiles.begin(tile) * block_rows, at = rows.begin + first;
       const index count = std::min(rows.count, tiles.begin(tile + 1) * block_rows) - first;
@@ -97,7 +97,7 @@ class ByRows : public Schedule<T> {
  private:
   static constexpr index block_rows = 16;  // rows whose losses are summed together, by one thread
 
-  static index block_count(const Batch<T>& batch) { return (batch.rows + block_rows - 1) / block_rows; }
+  static index block_count(index rows) { return (rows + block_rows - 1) / block_rows; }
 
   // Blocks that go through the layers together: they stay in the second-level cache, unless the weights do not
   // and should rather be read seldom.

@@ -143,12 +143,13 @@ class Worker {
     const Layer<T>& layer = network_.layers.front();
     T *const z = sums_of(0, at), *const pair = d_[0] + at * layer.stride;  // no deltas are there yet
     const auto add = [&](const T* row, T* to) { network_.kernels->add_rows(1, layer.width, 0, row, to); };
-    for (index r = 0; r < rows; r++) {
-      T* const to = z + r * layer.stride;
-      std::copy_n(p.values.at(layer.biases), layer.width, to);
-      for (index part = 0; part < parts; part += 2) {
+    for (index r = 0; r < rows; r++) std::copy_n(p.values.at(layer.biases), layer.width, z + r * layer.stride);
+    for (index part = 0; part < parts; part += 2) {
+      const bool whole = part + 1 == parts || is_added(part);
+      for (index r = 0; r < rows; r++) {
+        T* const to = z + r * layer.stride;
         const T* const row = sums + part * part_stride + r * layer.width;
-        if (part + 1 == parts || is_added(part)) {
+        if (whole) {
           add(row, to);
         } else {
           std::copy_n(row, layer.width, pair);

@@ -103,7 +103,9 @@ def test_the_sign_of_zero_is_the_same_on_any_number_of_threads(dtype):
 # Split by columns, on more threads by rows too; in tall and deep blocks; by rows, since columns are few; of
 # one row. All are worth waking threads for.
 @pytest.mark.parametrize(
-    "shape", [(150, 300, 520), (1100, 1100, 300), (2500, 90, 100), (1, 3000, 900)], ids=repr
+    "shape",
+    [(150, 300, 520), (300, 700, 130), (1100, 1100, 300), (2500, 90, 100), (1, 3000, 900)],
+    ids=repr,
 )
 def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
     n, k, m = shape
@@ -112,7 +114,7 @@ def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
     results = {}
     for backend in COMPILED:
         with pf.use_backend(backend):
-            for threads in (1, 2, 6):
+            for threads in (1, 2, 5, 6):
                 _core.oversubscribe(threads > 1)
                 pf.set_num_threads(threads)
                 try:
