@@ -89,8 +89,9 @@ struct Result {
     return below;
   }
   bool in_panels() const { return pairs > 2 * lanes<T>; }
-  // Whether what a tile adds to is worth fetching while the one before it is computed.
-  bool arrives(index depth) const { return depth >= 64 && (descends || start == c); }
+  // Whether what a tile writes to is worth fetching while the one before it is computed: what it adds to, and where
+  // that is a vector or two a row anything.
+  bool arrives(index depth) const { return depth >= 64 && (widest == 2 || descends || start == c); }
   __attribute__((always_inline)) void fetch(index rows, int vectors) const {
     for (index i = 0; i < rows; i++) {
       for (int j = 0; j < vectors; j++) __builtin_prefetch(vector(c + i * ldc, j), 1);
