@@ -9,19 +9,20 @@ namespace pyfastnn {
 
 using index = std::ptrdiff_t;
 
-// Rows of a batch that go through the layers together, and of a whose columns are packed together; the depth that a
-// product sums at once of columns of a.
+// Rows of a batch that go through the layers together; the depth that a product sums at once of columns of a.
 constexpr index max_tile_rows = 384;
 constexpr index max_depth = 256;
 // And of rows of a: 4 KB each, so that a tile's stay in the first-level cache.
 template <class T>
 constexpr index max_row_depth = 4096 / index(sizeof(T));
-// What a product packs of b: half a megabyte, part of the second-level cache.
+// What a product packs: of b half a megabyte, part of the second-level cache. Columns of a are packed too, for so many
+// rows of the result, and again for each block of b, which is twice as large for that.
 template <class T>
 constexpr index packed_size = (index(1) << 19) / index(sizeof(T));
-// Elements of scratch that one product needs: that, and columns of a for as many rows of the result.
+constexpr index packed_rows = 192;
+// Elements of scratch that one product needs.
 template <class T>
-constexpr index scratch_size = packed_size<T> + max_tile_rows * max_depth;
+constexpr index scratch_size = 2 * packed_size<T> + packed_rows * max_depth;
 
 // A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
 // one another. A product reads or writes one from end to end.

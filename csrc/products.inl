@@ -85,8 +85,8 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
 
   if constexpr (A::transposed) {
     constexpr int most = tallest<A, widest>;
-    for (index row = 0; packed && row < rows; row += max_tile_rows) {
-      const RowBlocks blocks = RowBlocks::of(clamp(rows - row, max_tile_rows), most);
+    for (index row = 0; packed && row < rows; row += packed_rows) {
+      const RowBlocks blocks = RowBlocks::of(clamp(rows - row, packed_rows), most);
       pack_columns<T, most>(blocks, rows - row, depth, a.from(row, 0), packed);
       by_panels(blocks, row, [&](index block, index) {
         return PackedColumns<T, most>{packed + block * most * depth, most * depth};
@@ -179,7 +179,8 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   constexpr index most_depth = A::transposed ? max_depth : max_row_depth<T>;
   const index depth =
       even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
-  const index most_columns = several && depth ? packed_size<T> / depth / G * G : G;
+  constexpr index most_packed = A::transposed ? 2 * packed_size<T> : packed_size<T>;
+  const index most_columns = several && depth ? most_packed / depth / G * G : G;
   return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, G)};
 }
 
@@ -217,7 +218,7 @@ void product(const Gemm<T>& g, index last_column) {
                 g.rate,
                 rest < vectors_of<T>(rest) * L ? rest % L : L};
       };
-      T* const packed_a = blocks.pack_a ? packed_b + packed_size<T> : nullptr;
+      T* const packed_a = blocks.pack_a ? packed_b + 2 * packed_size<T> : nullptr;
       multiply(g.rows, depth, first, end, whole_a.from(0, k), packed_a, columns, target);
       k += depth;
     } while (k < g.depth);
