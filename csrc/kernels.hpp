@@ -42,7 +42,7 @@ struct Panels {
 };
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
-// by one fused multiply-add per step, whatever the blocking.
+// by one fused multiply-add per step, whatever the blocking. One column that is not padded is summed as by `dots`.
 template <class T>
 struct Gemm {
   index rows, columns, depth;
@@ -121,9 +121,10 @@ struct KernelTable {
   void (*gemm_bt)(const Gemm<T>&);
   void (*gemm_rows)(const Gemm<T>&);
   void (*gemm_at_rows)(const Gemm<T>&);
-  // out (rows) = the rows of w (rows, depth) times x (depth): gemm_bt of one row, but nothing is transposed. Each is
-  // summed in 64 bytes of lanes by fused multiply-adds, the lanes then folded by halves.
-  void (*dots)(index rows, index depth, const T* x, const T* w, T* out);
+  // out (rows) = start + the rows of w (rows, depth) times x (depth): a product with one row or one column, without
+  // empty lanes or anything transposed. Each is summed in 64 bytes of lanes by fused multiply-adds, the lanes then
+  // folded by halves.
+  void (*dots)(index rows, index depth, const T* w, index ldw, const T* x, T start, T* out);
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
   // which is filled with zeros.
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
