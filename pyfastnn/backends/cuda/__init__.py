@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 def load() -> CudaBackend:
     reason = detection.missing()
+    if reason is None:
+        from . import shim
+
+        reason = shim.failure()
     if reason is not None:
         raise BackendUnavailableError(f"backend 'cuda' has no {reason}")
     from .backend import CudaBackend
