@@ -324,6 +324,106 @@ def test_only_this_backend_takes_them(cuda):
             pf.MLP([4, 3]).predict(array)
 
 
+class Foreign:
+    """An array of another library on the device, such as it shows itself."""
+
+    def __init__(self, array, readonly=False, **more):
+        self.array = array
+        self.asked = 0
+        data = array.ctypes.data, readonly
+        self.__cuda_array_interface__ = {
+            "version": 2,
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": data,
+        } | more
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+
+@pytest.fixture
+def foreign(monkeypatch, cuda) -> type[Foreign]:
+    """The class; the simulator takes arrays of it, directly or by an exchange."""
+    if not shim.SIMULATED:
+        pytest.skip("the memory of these arrays is on the host")
+
+    class Exchanged:
+        def __init__(self, value, stream):
+            assert stream is cuda.stream
+            value.asked += 1
+            self.array, self.__cuda_array_interface__ = value.array, {"data": (0, False)}
+
+    monkeypatch.setattr(arrays, "_Exchanged", Exchanged)
+    there = shim.cuda.to_device
+    monkeypatch.setattr(
+        shim.cuda, "as_cuda_array", lambda given: there(given.array, copy=False), raising=False
+    )
+    return Foreign
+
+
+def test_dlpack_waits_where_the_interface_knows_no_stream(cuda, foreign):
+    array = np.ones((2, 3), "f")
+    for more, times in (({}, 1), ({"stream": None}, 0), ({"stream": 1}, 0)):
+        value = foreign(array, **more)
+        view = cuda.adopt(value)
+        assert isinstance(view, DeviceView)
+        assert view.owner is value
+        assert value.asked == times
+        assert view.shape == (2, 3)
+
+
+def test_read_only_arrays_are_not_written_to(cuda, foreign):
+    x, w, b = (np.ones(shape, "f") for shape in ((2, 3), (3, 4), (4,)))
+    for more in ({}, {"stream": 1}):
+        out = foreign(np.zeros((2, 4), "f"), readonly=True, **more)
+        with pytest.raises(ValueError, match=r"^out must be writeable, got a read-only array"):
+            pf.dense_forward(x, w, b, out=out)
+        with pytest.raises(ValueError, match=r"^z must be writeable, got a read-only array"):
+            pf.dense_forward(x, w, b, "gelu", z=out)
+        assert not out.array.any()
+        writeable = foreign(np.zeros((2, 4), "f"), **more)
+        assert pf.dense_forward(x, w, b, out=writeable) is writeable
+
+
+@pytest.fixture
+def waits(monkeypatch, cuda) -> list[int]:
+    """An entry for each wait for the device."""
+    seen: list[int] = []
+    wait = type(cuda.stream).synchronize
+    monkeypatch.setattr(type(cuda.stream), "synchronize", lambda stream: (seen.append(1), wait(stream)))
+    return seen
+
+
+def test_calls_wait_for_what_is_not_ours(cuda, foreign, waits):
+    """The host's arrays, and those of others, may change once a call is over; ours are in order."""
+    host = [np.ones(shape, "f") for shape in ((2, 3), (3, 4), (4,))]
+    ours = [on_device(cuda, array) for array in host]
+    result = pf.dense_forward(*ours)
+    pf.dense_backward(*ours[:2], result)
+    assert not waits
+    for place in range(3):
+        for other in (host[place], foreign(host[place])):
+            waits.clear()
+            pf.dense_forward(*ours[:place], other, *ours[place + 1 :], out=result)
+            assert waits
+    waits.clear()
+    pf.dense_forward(*ours, out=foreign(np.zeros((2, 4), "f")))
+    assert waits
+
+
+def test_what_is_being_copied_is_kept(cuda):
+    """Until the losses of the epoch are back, which is after the copies."""
+    x, y = problem("mse", 5, "float32")
+    net = pf.MLP([4, 3], seed=1)
+    optimizer = pf.Adam()
+    with net._plan().training(net.params, x, y, None, 2, optimizer, net._optimizer_state(optimizer)) as run:
+        run.epoch(np.arange(5))
+        assert set(run._sent) == {"order", "table", "factors"}
+        for name, array in run._sent.items():
+            np.testing.assert_array_equal(getattr(run, name).copy_to_host(), array.ravel())
+
+
 def test_dlpack_is_read():
     """The numbers of an exchange, on an array of the host, which DLPack knows as well."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)

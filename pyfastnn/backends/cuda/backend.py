@@ -260,11 +260,16 @@ def number_table(numbers: Array, dtype: np.dtype[Any]) -> Array:
 
 
 class _Call:
-    """The arrays of one call of a kernel of the contract: copies of the host's go back at its end."""
+    """The arrays of one call of a kernel of the contract: copies of the host's go back at its end.
+
+    What the device reads or writes and others may change or free, once the call is over, is held and
+    waited for: arrays of the host, from which a copy may be under way, and of other libraries.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._results: list[tuple[DeviceArray, Array]] = []
+        self._held: list[Array] = []
 
     def __enter__(self) -> _Call:
         shim.ALONE.acquire()
@@ -275,11 +280,21 @@ class _Call:
             if kind is None:
                 for source, target in self._results:
                     shim.download(source, target, self._stream)
+                if self._held:
+                    self._stream.synchronize()
         finally:
             shim.ALONE.release()
 
+    def _there(self, view: DeviceView) -> DeviceArray:
+        if view.owner is not None:
+            self._held.append(view)  # type: ignore[arg-type]
+        return view.flat
+
     def input(self, array: Array) -> DeviceArray:
-        return array.flat if isinstance(array, DeviceView) else shim.upload(array, self._stream)
+        if isinstance(array, DeviceView):
+            return self._there(array)
+        self._held.append(array)
+        return shim.upload(array, self._stream)
 
     def changed(self, array: Array) -> DeviceArray:
         """Read and written."""
@@ -291,17 +306,21 @@ class _Call:
     def result(self, array: Array) -> DeviceArray:
         """Written from end to end."""
         if isinstance(array, DeviceView):
-            return array.flat
+            return self._there(array)
         inside = shim.empty(array.size, np.dtype(array.dtype), self._stream)
         self._results.append((inside, array))
         return inside
 
     def copy_into(self, target: DeviceArray, array: Array, start: int) -> None:
         part = target[start : start + array.size]
-        shim.refill(part, array.flat if isinstance(array, DeviceView) else array, self._stream)
+        if isinstance(array, DeviceView):
+            shim.refill(part, self._there(array), self._stream)
+        else:
+            self._held.append(array)
+            shim.refill(part, array, self._stream)
 
     def copy_out(self, source: DeviceArray, array: Array) -> None:
         if isinstance(array, DeviceView):
-            shim.refill(array.flat, source, self._stream)
+            shim.refill(self._there(array), source, self._stream)
         else:
             self._results.append((source, array))

@@ -167,9 +167,12 @@ class Resident(Training):
         self.order: DeviceArray = None
         self.table: DeviceArray = None
         self.factors: DeviceArray = None
+        # What was sent last of each, on the host: the copy may be under way until the losses are back.
+        self._sent: dict[str, Array] = {}
         self._stale = self._compiled = False
         self._graph: shim.Graph | None = None
-        self.base = shim.upload(np.zeros(1, np.int64), self.stream)
+        self._zero = np.zeros(1, np.int64)
+        self.base = shim.upload(self._zero, self.stream)
         self._remembered: dict[int, tuple[Array, DeviceArray]] = {}
         slots = len(self.state) - 1
         self.fused = optimizer is not None and (
@@ -257,6 +260,7 @@ class Resident(Training):
 
     def _send(self, name: str, array: Array) -> None:
         """Copy into the array of that name on the device, which keeps its place from epoch to epoch."""
+        self._sent[name] = array
         held: DeviceArray | None = getattr(self, name)
         if held is None or held.size != array.size:
             setattr(self, name, shim.upload(array, self.stream))
@@ -303,7 +307,7 @@ class Resident(Training):
     def _run_steps(self, steps: int, numbers: int) -> None:
         """Whole batches by graphs of some steps each where there are enough, the rest one by one."""
         whole, done = self.count // self.batch, 0
-        shim.refill(self.base, np.zeros(1, np.int64), self.stream)
+        shim.refill(self.base, self._zero, self.stream)
         if not self._compiled:
             self._several(1, numbers)  # compiles every kernel, which a recording cannot do
             done, self._compiled = 1, True
