@@ -18,7 +18,7 @@ _DLPACK_CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged
 
 class DeviceView(Remote):
     """An array on the device as checks and kernels see it; ``flat`` is its memory, one-dimensional, and
-    knows the backend's stream. ``owner`` is the other library's array, None where the memory is the backend's.
+    knows the backend's stream. ``owner`` is the array of another library; None where the memory is our own.
 
     Libraries that know ``__cuda_array_interface__`` take it as their own, again without a copy.
     """

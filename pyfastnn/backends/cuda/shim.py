@@ -267,6 +267,8 @@ def address(array: DeviceArray) -> int:
 class Graph:
     """Launches recorded once and started together, which costs the host one call.
 
+    Where they cannot be recorded they are made one by one, and the log says why.
+
     Parameters
     ----------
     record : callable
@@ -276,7 +278,14 @@ class Graph:
 
     def __init__(self, record: Callable[[], None], stream: Any) -> None:
         self._stream, self._record = stream, record
-        self._executable = None if SIMULATED else self._capture()
+        self._executable = None if SIMULATED else self._recorded()
+
+    def _recorded(self) -> Any:
+        try:
+            return self._capture()
+        except Exception as error:  # of the driver, of Numba or of cuBLAS: each has kinds of its own
+            logger.warning("launches are made one by one, since no graph could be recorded: %s", error)
+            return None
 
     def _capture(self) -> Any:
         from cuda.bindings import driver
@@ -296,7 +305,7 @@ class Graph:
             _check(driver.cuGraphDestroy(graph))
 
     def launch(self) -> None:
-        if SIMULATED:
+        if self._executable is None:
             self._record()
             return
         from cuda.bindings import driver
@@ -305,8 +314,8 @@ class Graph:
 
     def close(self) -> None:
         """Give its memory back."""
-        if self._executable is not None:
+        executable, self._executable = self._executable, None
+        if executable is not None:
             from cuda.bindings import driver
 
-            _check(driver.cuGraphExecDestroy(self._executable))
-            self._executable = None
+            _check(driver.cuGraphExecDestroy(executable))
