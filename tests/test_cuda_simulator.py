@@ -13,11 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import BACKENDS
+from conftest import BACKENDS, CUDA_TESTS
 
 HERE = Path(__file__).parent
 FILES = {
-    "own": ["test_cuda.py"],
+    "own": CUDA_TESTS,
     "kernels": ["test_kernels.py", "test_bad_input.py", "test_source_texts.py"],
     "nonfinite": ["test_nonfinite.py"],
     "network": ["test_training.py", "test_callbacks.py", "test_mlp.py", "test_bad_input_network.py"],

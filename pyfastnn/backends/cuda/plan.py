@@ -206,14 +206,14 @@ class Resident(Training):
         self.room = shim.empty(self.batch * inputs if copies else 0, spec.dtype, self.stream)
 
     @_alone
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+    def __exit__(self, *details: object) -> None:
         try:
             try:
                 self.pull()
             finally:
                 self._forget_graph()
         except Exception as error:
-            if kind is None:
+            if not any(details):
                 raise
             # A device that has failed answers everything with an error: the first one says more.
             shim.logger.warning("parameters could not be brought back from the device: %s", error)
