@@ -1,6 +1,6 @@
 """CUDA kernels compiled to PTX and assembled, where a toolchain is installed; no GPU is needed.
 
-Every kernel is, and every formula in the smallest kernel that it serves in; not every formula in every kernel.
+Every kernel is, and every formula in the smallest kernel that it serves in, though not in all of them.
 """
 
 from __future__ import annotations
