@@ -157,7 +157,7 @@ def report(results: Results) -> str:
         f"Seconds of an epoch of {_EPOCH:,} samples, scaled from whole batches": epochs,
         "Milliseconds of a fit of one step, mostly what every timed call of pyfastnn costs beside its steps: "
         "parameters go there and back, where others keep them on the device": fits,
-        "TFLOP/s of square float32 products, before and after; the largest is the matrix rate": rates,
+        "TFLOP/s of square float32 products before and after the rounds; the most is the matrix rate": rates,
         "Not measured": skipped,
         "Made with": facts,
     }

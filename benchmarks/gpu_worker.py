@@ -224,7 +224,7 @@ def facts() -> dict[str, str]:
 
 
 def settings() -> dict[str, str]:
-    """What was in use, asked when everybody has begun; with what decides whether products use TF32."""
+    """What is in use so far; with what decides whether products use TF32."""
     torch, jax = (sys.modules.get(name) for name in ("torch", "jax"))
     asked: dict[str, Callable[[], object]] = {
         "device": lambda: load("cuda").description,
@@ -288,13 +288,13 @@ class Run:
 
     def everything(self) -> None:
         self.write()
-        self._measure_rates()
-        for name in list(CONTENDERS):
+        for name in CONTENDERS:
             with self._skipping(name):
                 self._begin(name)
             self._pending.remove(name)
+            self._facts |= settings()
             self.write()
-        self._facts |= settings()
+        self._measure_rates()
         self._measure_in_turn()
         self._measure_rates()
         self.write()
