@@ -70,7 +70,7 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
   w += block.column * s.outputs;
   out += block.row * s.inputs + block.column;
   // By the rows of the whole call: the sum is another.
-  if (s.rows == 1) return kernels.dots(block.columns, s.outputs, d, w, out);
+  if (s.rows == 1) return kernels.dots(block.columns, s.outputs, w, s.outputs, d, T(0), out);
   kernels.gemm_bt({block.rows, block.columns, s.outputs, d + block.row * s.outputs, s.outputs, w, s.outputs, nullptr, 0,
                    out, s.inputs, scratch});
 }
@@ -81,8 +81,9 @@ template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
                    const Activation<T>& activation, T* z, T* a) {
   const int threads = threads_for<T>(work(s));
-  // Few rows multiply by w where it lies; one cannot be split otherwise.
-  const Grid grid(s.rows, s.outputs, threads, activation.elementwise && (s.rows >= 96 || s.rows == 1));
+  // From 96 rows on, w is packed; fewer are better not split where w is the larger operand by far.
+  const bool by_columns = activation.elementwise && (s.rows >= 96 || 4 * s.rows <= s.outputs);
+  const Grid grid(s.rows, s.outputs, threads, by_columns);
   T* const scratch = scratch_for<T>(threads);
   T* const sums = z ? z : a;
   threads::for_each(grid.count(), threads, [&](index i, int thread) {

@@ -23,6 +23,7 @@ namespace {
 #include "optimizers.inl"
 #include "tiles.inl"
 #include "packing.inl"
+#include "dots.inl"
 #include "products.inl"
 #include "limits.inl"
 

@@ -9,19 +9,20 @@ namespace pyfastnn {
 
 using index = std::ptrdiff_t;
 
-// Rows of a batch that go through the layers together, and of a whose columns are packed together; the depth that a
-// product sums at once of columns of a.
+// Rows of a batch that go through the layers together; the depth that a product sums at once of columns of a.
 constexpr index max_tile_rows = 384;
 constexpr index max_depth = 256;
 // And of rows of a: 4 KB each, so that a tile's stay in the first-level cache.
 template <class T>
 constexpr index max_row_depth = 4096 / index(sizeof(T));
-// What a product packs of b: half a megabyte, part of the second-level cache.
+// What a product packs: of b half a megabyte, part of the second-level cache. Columns of a are packed too, for so many
+// rows of the result, and again for each block of b, which is twice as large for that.
 template <class T>
 constexpr index packed_size = (index(1) << 19) / index(sizeof(T));
-// Elements of scratch that one product needs: that, and columns of a for as many rows of the result.
+constexpr index packed_rows = 192;
+// Elements of scratch that one product needs.
 template <class T>
-constexpr index scratch_size = packed_size<T> + max_tile_rows * max_depth;
+constexpr index scratch_size = 2 * packed_size<T> + packed_rows * max_depth;
 
 // A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
 // one another. A product reads or writes one from end to end.
@@ -41,7 +42,7 @@ struct Panels {
 };
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
-// by one fused multiply-add per step, whatever the blocking.
+// by one fused multiply-add per step, whatever the blocking. One column that is not padded is summed as by `dots`.
 template <class T>
 struct Gemm {
   index rows, columns, depth;
@@ -120,9 +121,10 @@ struct KernelTable {
   void (*gemm_bt)(const Gemm<T>&);
   void (*gemm_rows)(const Gemm<T>&);
   void (*gemm_at_rows)(const Gemm<T>&);
-  // out (rows) = the rows of w (rows, depth) times x (depth): gemm_bt of one row, but nothing is transposed. Each is
-  // summed in 64 bytes of lanes by fused multiply-adds, the lanes then folded by halves.
-  void (*dots)(index rows, index depth, const T* x, const T* w, T* out);
+  // out (rows) = start + the rows of w (rows, depth) times x (depth): a product with one row or one column, without
+  // empty lanes or anything transposed. Each is summed in 64 bytes of lanes by fused multiply-adds, the lanes then
+  // folded by halves.
+  void (*dots)(index rows, index depth, const T* w, index ldw, const T* x, T start, T* out);
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
   // which is filled with zeros.
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);

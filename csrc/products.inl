@@ -65,28 +65,29 @@ template <class T, class A, class Columns, class Target>
 INLINE void multiply(index rows, index depth, index first, index end, A a, T* packed, Columns columns, Target target) {
   constexpr index L = lanes<T>, W = 2 * L;
   const auto vectors = [&](index n) { return vectors_of<T>(end - n); };
-  // `count` blocks of rows, from `row` on, by the panel from column n on.
-  const auto run = [&](index n, index count, index height, index row, auto read) {
+  // `count` tiles of `height` rows, from `row` and column n on.
+  const auto run = [&](index n, index count, Step step, index height, index row, auto read) {
     using Read = decltype(read);
     const int v = vectors(n);
     (v == 4   ? Tiles<T, Read, widest>::of
      : v == 2 ? Tiles<T, Read, 2>::of
-              : Tiles<T, Read, 1>::of)[height - 1](count, depth, read, columns(n), target(n).from(row));
+              : Tiles<T, Read, 1>::of)[height - 1](count, step, depth, read, columns(n), target(n).from(row));
   };
   // All blocks, panel by panel; read(block, row) is where a block is read.
   const auto by_panels = [&](const RowBlocks& blocks, index first_row, auto read) {
-    const index below = blocks.taller * (blocks.height + 1);
+    const index taller = blocks.height + 1, below = blocks.taller * taller;
     for (index n = first; n < end; n += vectors(n) * L) {
-      if (blocks.taller) run(n, blocks.taller, blocks.height + 1, first_row, read(0, 0));
+      if (blocks.taller) run(n, blocks.taller, {taller, 0, 0, 0}, taller, first_row, read(0, 0));
       if (blocks.count > blocks.taller)
-        run(n, blocks.count - blocks.taller, blocks.height, first_row + below, read(blocks.taller, below));
+        run(n, blocks.count - blocks.taller, {blocks.height, 0, 0, 0}, blocks.height, first_row + below,
+            read(blocks.taller, below));
     }
   };
 
   if constexpr (A::transposed) {
     constexpr int most = tallest<A, widest>;
-    for (index row = 0; packed && row < rows; row += max_tile_rows) {
-      const RowBlocks blocks = RowBlocks::of(clamp(rows - row, max_tile_rows), most);
+    for (index row = 0; packed && row < rows; row += packed_rows) {
+      const RowBlocks blocks = RowBlocks::of(clamp(rows - row, packed_rows), most);
       pack_columns<T, most>(blocks, rows - row, depth, a.from(row, 0), packed);
       by_panels(blocks, row, [&](index block, index) {
         return PackedColumns<T, most>{packed + block * most * depth, most * depth};
@@ -104,14 +105,19 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
       depth < 16 && !target(first).in_panels() && rows * (end - first) * index(sizeof(T)) > 16 * 1024;
   if (end - first <= W || (!row_by_row && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
     return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
-  const bool arrives = target(first).arrives(depth);
+  // Panels of the widest tiles lie at equal distances.
+  constexpr index G = widest * L;
+  const index equal = (end - first) / G;
+  Step across{};
+  if (equal > 1) {
+    const Result<T> here = target(first), beside = target(first + G);
+    across = {0, columns(first + G).data - columns(first).data, beside.c - here.c,
+              here.start ? beside.start - here.start : 0};
+  }
   for (index block = 0, row = 0; block < blocks.count; block++) {
     const index height = blocks.height + (block < blocks.taller);
-    for (index n = first, next; n < end; n = next) {
-      next = n + vectors(n) * L;
-      if (next < end && arrives) target(next).from(row).fetch(height, vectors(next));
-      run(n, 1, height, row, a.from(row, 0));
-    }
+    if (equal) run(first, equal, across, height, row, a.from(row, 0));
+    for (index n = first + equal * G; n < end; n += vectors(n) * L) run(n, 1, {}, height, row, a.from(row, 0));
     row += height;
   }
 }
@@ -179,7 +185,8 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   constexpr index most_depth = A::transposed ? max_depth : max_row_depth<T>;
   const index depth =
       even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
-  const index most_columns = several && depth ? packed_size<T> / depth / G * G : G;
+  constexpr index most_packed = A::transposed ? 2 * packed_size<T> : packed_size<T>;
+  const index most_columns = several && depth ? most_packed / depth / G * G : G;
   return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, G)};
 }
 
@@ -217,7 +224,7 @@ void product(const Gemm<T>& g, index last_column) {
                 g.rate,
                 rest < vectors_of<T>(rest) * L ? rest % L : L};
       };
-      T* const packed_a = blocks.pack_a ? packed_b + packed_size<T> : nullptr;
+      T* const packed_a = blocks.pack_a ? packed_b + 2 * packed_size<T> : nullptr;
       multiply(g.rows, depth, first, end, whole_a.from(0, k), packed_a, columns, target);
       k += depth;
     } while (k < g.depth);
@@ -239,8 +246,53 @@ void outer_product(const Gemm<T>& g) {
   }
 }
 
+// The transpose of a product of few columns with a transposed a: so vectors run along a's rows.
+template <class T>
+void transposed_product(const Gemm<T>& g) {
+  constexpr index piece = 256;
+  T columns[lanes<T> / 2 * piece];
+  for (index first = 0; first < g.rows; first += piece) {
+    const index count = clamp(g.rows - first, piece);
+    product<T, ColumnMajor<T>, false>(
+        {g.columns, count, g.depth, g.b, g.ldb, g.a + first, g.lda, nullptr, 0, columns, count, g.scratch}, count);
+    for (index i = 0; i < count; i++) {
+      for (index j = 0; j < g.columns; j++) g.c[(first + i) * g.ldc + j] = columns[j * count + i];
+    }
+  }
+}
+
+template <class T, class A, bool TransposedB>
+void gemm(const Gemm<T>& g);
+
+// One or few columns would leave most lanes empty, unless vectors run along another dimension; a column of elements
+// side by side is as well a row. Whether this was such a product.
+template <class T, class A, bool TransposedB>
+INLINE bool narrow_product(const Gemm<T>& g) {
+  const bool one = g.columns == 1 && g.ldb == 1 && g.ldc == 1;
+  if (g.padded) return false;
+  if constexpr (TransposedB) {
+    if (g.depth > 1 || g.lda > 1 || g.ldb > 1) return false;
+    gemm<T, ColumnMajor<T>, false>(g);
+  } else if constexpr (std::is_same_v<A, RowMajor<T>>) {
+    if (!one) return false;
+    dots(g.rows, g.depth, g.a, g.lda, g.b, g.start ? *g.start : T(0), g.c);
+  } else if constexpr (std::is_same_v<A, ColumnMajor<T>>) {
+    if (g.start) return false;
+    if (one)
+      gemm<T, RowMajor<T>, false>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, g.scratch});
+    else if (2 * g.columns <= lanes<T> && g.rows >= 4 * lanes<T> && g.depth >= 8)
+      transposed_product(g);
+    else
+      return false;
+  } else {
+    return false;
+  }
+  return true;
+}
+
 template <class T, class A, bool TransposedB>
 void gemm(const Gemm<T>& g) {
+  if (narrow_product<T, A, TransposedB>(g)) return;
   const index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
   if constexpr (!A::transposed && !TransposedB) {
     if (g.rows == 1 && !g.descends)
@@ -286,29 +338,4 @@ void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
     for (index r = 0; r < rows; r++) sum[r < rows / chains * chains ? r % chains : 0] += x[r * stride + j];
     sums[j] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
-}
-
-// `Rows` dot products, in 64 bytes of lanes each, whatever the instruction set.
-template <class T, int Rows>
-INLINE void dots_of(index depth, const T* x, const T* w, T* out) {
-  constexpr index L = lanes<T>, step = Wide<T>::count;
-  Wide<T> sum[Rows] = {};
-  index k = 0;
-  const auto add = [&](auto read) {
-    UNROLL for (int v = 0; v < Wide<T>::vectors; v++) {
-      const Vec<T> part = read(x + k + v * L, v);
-      UNROLL for (int i = 0; i < Rows; i++) sum[i].part[v] += part * read(w + i * depth + k + v * L, v);
-    }
-  };
-  for (; k + step <= depth; k += step) add([](const T* p, int) { return load<T>(p); });
-  if (k < depth) add([&](const T* p, int v) { return load_part<T>(p, clamp(depth - k - v * L, L)); });
-  UNROLL for (int i = 0; i < Rows; i++) out[i] = sum_of<T>(sum[i]);
-}
-
-template <class T>
-void dots(index rows, index depth, const T* x, const T* w, T* out) {
-  constexpr int several = 4;
-  index i = 0;
-  for (; i + several <= rows; i += several) dots_of<T, several>(depth, x, w + i * depth, out + i);
-  for (; i < rows; i++) dots_of<T, 1>(depth, x, w + i * depth, out + i);
 }

@@ -198,13 +198,18 @@ INLINE T fold(Vec<T> x, F f) {
     return fold<T, Half / 2>(fold_half<T, Half>(x, f, std::make_integer_sequence<int, lanes<T>>{}), f);
 }
 
-// Lanes folded by halves, in an order that no instruction set changes.
+// Lanes folded by halves, in an order that no instruction set changes: first the vectors, then what is left of them.
 template <class T, class F>
-INLINE T fold(Wide<T> wide, F f) {
+INLINE Vec<T> fold_vectors(Wide<T> wide, F f) {
   UNROLL for (int half = wide.vectors / 2; half > 0; half /= 2) {
     UNROLL for (int v = 0; v < half; v++) wide.part[v] = f(wide.part[v], wide.part[v + half]);
   }
-  return fold<T, lanes<T> / 2>(wide.part[0], f);
+  return wide.part[0];
+}
+
+template <class T, class F>
+INLINE T fold(Wide<T> wide, F f) {
+  return fold<T, lanes<T> / 2>(fold_vectors<T>(wide, f), f);
 }
 
 template <class T>

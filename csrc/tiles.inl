@@ -50,7 +50,7 @@ struct PackedColumns {
   static constexpr bool transposed = true;
   const T* data;
   index block;
-  PackedColumns from(index, index) const { return {data + block, block}; }
+  PackedColumns from(index i, index) const { return {i ? data + block : data, block}; }
   const T* column(index k) const { return data + k * Stride; }
 };
 
@@ -89,8 +89,9 @@ struct Result {
     return below;
   }
   bool in_panels() const { return pairs > 2 * lanes<T>; }
-  // Whether what a tile adds to is worth fetching while the one before it is computed.
-  bool arrives(index depth) const { return depth >= 64 && (descends || start == c); }
+  // Whether what a tile writes to is worth fetching while the one before it is computed: what it adds to, and where
+  // that is a vector or two a row anything.
+  bool arrives(index depth) const { return depth >= 64 && (widest == 2 || descends || start == c); }
   __attribute__((always_inline)) void fetch(index rows, int vectors) const {
     for (index i = 0; i < rows; i++) {
       for (int j = 0; j < vectors; j++) __builtin_prefetch(vector(c + i * ldc, j), 1);
@@ -169,14 +170,23 @@ struct RowBlocks {
   }
 };
 
-// Tiles below one another, in one call: of little depth, each takes no longer than a call.
+// How far the next tile is from one: rows of a, or elements of b, of the result and of what it starts from.
+struct Step {
+  index rows, b, c, start;
+};
+
+// Tiles below or beside one another, in one call: of little depth, each takes no longer than a call.
 template <class T, class A, int Rows, int Vectors>
-void column_of_tiles(index count, index depth, A a, ColumnsOfB<T> b, Result<T> result) {
+void row_of_tiles(index count, Step step, index depth, A a, ColumnsOfB<T> b, Result<T> result) {
   const bool arrives = result.arrives(depth);
-  for (; count > 0; count--, a = a.from(Rows, 0)) {
-    const Result<T> next = result.from(Rows);
+  for (; count > 0; count--) {
+    Result<T> next = result.from(step.rows);
+    next.c += step.c;
+    if (next.start) next.start += step.start;
     if (arrives && count > 1) next.fetch(Rows, Vectors);
     tile<T, Rows, Vectors>(depth, a, b, result);
+    a = a.from(step.rows, 0);
+    b.data += step.b;
     result = next;
   }
 }
@@ -186,6 +196,6 @@ template <class T, class A, int Vectors, class = std::make_integer_sequence<int,
 struct Tiles;
 template <class T, class A, int Vectors, int... Below>
 struct Tiles<T, A, Vectors, std::integer_sequence<int, Below...>> {
-  static constexpr void (*of[])(index, index, A, ColumnsOfB<T>,
-                                Result<T>) = {column_of_tiles<T, A, Below + 1, Vectors>...};
+  static constexpr void (*of[])(index, Step, index, A, ColumnsOfB<T>,
+                                Result<T>) = {row_of_tiles<T, A, Below + 1, Vectors>...};
 };

@@ -101,10 +101,13 @@ def test_the_sign_of_zero_is_the_same_on_any_number_of_threads(dtype):
 
 
 # Split by columns, on more threads by rows too; in tall and deep blocks; by rows, since columns are few; of
-# one row. All are worth waking threads for.
+# one row and of few; with one column and with few. All are worth waking threads for.
 @pytest.mark.parametrize(
     "shape",
-    [(150, 300, 520), (300, 700, 130), (1100, 1100, 300), (2500, 90, 100), (1, 3000, 900)],
+    [
+        *((150, 300, 520), (300, 700, 130), (1100, 1100, 300), (2500, 90, 100)),
+        *((1, 3000, 900), (20, 700, 500), (9000, 500, 1), (3000, 400, 3)),
+    ],
     ids=repr,
 )
 def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
