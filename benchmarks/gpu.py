@@ -1,8 +1,8 @@
 """Training on a GPU, beside PyTorch and JAX on the same one: ``python benchmarks/gpu.py``, under 8 minutes.
 
-Everybody trains in float32 with float32 matrix products (no TF32), from the same weights, on data that lie
-on the device, and is verified against the NumPy backend in float64 before being timed. Peers that cannot
-take part are listed with the reason. Not called cuda.py, which would hide the package of that name.
+Every workload is measured by gpu_worker.py in a process of its own, which is ended at its deadline: whatever
+fails or hangs there is lost to no other workload. Results are written after each of them, into those of
+earlier runs. Nothing here touches the GPU.
 """
 
 from __future__ import annotations
@@ -11,329 +11,175 @@ import argparse
 import json
 import math
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from cases import step_cost
-
 import pyfastnn as pf
-from pyfastnn.backends import load
-from pyfastnn.backends.cuda import products, shim
-from pyfastnn.backends.cuda.arrays import DeviceView
-from pyfastnn.bench import (
-    SGD,
-    WORKLOADS,
-    Contender,
-    Jax,
-    Layers,
-    Ours,
-    Torch,
-    Workload,
-    deviation,
-    few_steps,
-    interleave,
-    prepare,
-    ratio,
-    time_calls,
-)
+from pyfastnn.bench import SGD, Workload, ratio
+from pyfastnn.bench import WORKLOADS as EVERYWHERE
 
 HERE = Path(__file__).parent
+OURS = "pyfastnn"
 _CIRESAN = (841, 2500, 2000, 1500, 1000, 500, 10)
 _EPOCH = 60_000  # samples of MNIST; the rows here are whole batches of it
 # A timed call takes so many steps: a fit on a GPU has some milliseconds of set-up.
-_STEPS = {"medium": 400, "wide": 100, "lecture": 2000, "nielsen": 2000, "control": 2000, "tabular": 2000}
+_STEPS = {"lecture": 2000, "nielsen": 2000, "control": 2000, "tabular": 2000, "medium": 400, "wide": 100}
 
 
-def workloads() -> list[Workload]:
-    found = []
-    for batch in (128, 1024):
-        rows = _EPOCH // batch * batch
-        name, kinds = f"Cireşan, batch {batch}", ("tanh", "softmax", "cross_entropy")
-        found.append(Workload(name, _CIRESAN, *kinds, SGD(0.01), batch, rows))
+def _workloads() -> Iterable[Workload]:
     for name, steps in _STEPS.items():
-        each = WORKLOADS[name]
-        found.append(replace(each, epochs=math.ceil(steps / (each.rows // each.batch))))
-    return found  # those that matter most first: time may run out
+        each = EVERYWHERE[name]
+        yield replace(each, epochs=math.ceil(steps / (each.rows // each.batch)))
+    for batch in (128, 1024):
+        kinds = "tanh", "softmax", "cross_entropy"
+        rows = _EPOCH // batch * batch
+        yield Workload(f"ciresan-{batch}", _CIRESAN, *kinds, SGD(0.01), batch, rows, epochs=3)
 
 
-def tiny_workloads() -> list[Workload]:
-    """To try this script itself, in the simulator."""
-    return [
-        Workload("narrow", (3, 4, 2), "tanh", "softmax", "cross_entropy", pf.Adam(1e-3), 2, 6),
-    ]
-
-
-class OnDevice(Ours):
-    """``MLP.fit`` on the cuda backend, with data that are on the device already."""
-
-    variants = ("cuda",)
-
-    def __init__(self, workload: Workload, variant: str, threads: int) -> None:
-        super().__init__(workload, variant, threads)
-        stream = load("cuda").stream
-        whole = [(shim.upload(each, stream), each.shape) for each in workload.data]
-
-        def first(rows: int) -> list[DeviceView]:
-            return [DeviceView(flat[: rows * math.prod(s[1:])], (rows, *s[1:])) for flat, s in whole]
-
-        self._first = first
-
-    def train(self, rows: int, epochs: int, *, shuffle: bool) -> None:
-        x, y = self._first(rows)
-        options: dict[str, Any] = {"shuffle": shuffle, "progress": False}
-        batch, optimizer = self.workload.batch, self.workload.optimizer
-        self.network.fit(x, y, epochs=epochs, batch_size=batch, optimizer=optimizer, **options)
-
-
-class FromHost(Ours):
-    """The same from NumPy arrays, which every fit copies to the device."""
-
-    variants = ("cuda",)
-
-
-class TorchEager(Torch):
-    """PyTorch on the GPU, eager; the variant is the implementation of the optimizer."""
-
-    def __init__(self, workload: Workload, variant: str, threads: int) -> None:
-        torch: Any = __import__("torch")
-        if not torch.cuda.is_available():
-            raise RuntimeError("PyTorch finds no CUDA device")
-        torch.set_float32_matmul_precision("highest")
-        super().__init__(workload, variant, threads)
-        self.model.to("cuda")
-        self.x, self.y = self.x.to("cuda"), self.y.to("cuda")
-        self.start(workload.start)
-
-    def _order(self, rows: int, shuffle: bool) -> Any:
-        make = self.torch.randperm if shuffle else self.torch.arange
-        return make(rows, device="cuda")
-
-    def train(self, rows: int, epochs: int, *, shuffle: bool) -> None:
-        for _ in range(epochs):
-            order = self._order(rows, shuffle)
-            batches = (each[order].split(self.workload.batch) for each in (self.x, self.y))
-            for x, y in zip(*batches, strict=True):
-                self._optimizer.zero_grad()
-                self._objective(x, y).backward()
-                self._optimizer.step()
-        self.torch.cuda.synchronize()
-
-    def layers(self) -> Layers:
-        return [(p.weight.detach().cpu().numpy().T, p.bias.detach().cpu().numpy()) for p in self._linear]
-
-
-class TorchGraph(TorchEager):
-    """PyTorch with network and loss compiled, and a whole step, optimizer too, in a CUDA graph."""
-
-    variants = ("fused",)
-
-    def compiled(self, function: Any) -> Any:
-        self.torch.compiler.reset()  # it compiles one line of Python for few networks only, then no more
-        return self.torch.compile(function, dynamic=False)
-
-    def start(self, layers: Layers) -> None:
-        super().start(layers)
-        if not self.x.is_cuda:
-            return  # the call of the base class, before data and model have moved
-        torch, o = self.torch, self.workload.optimizer
-        kind = getattr(torch.optim, type(o).__name__)
-        more = {} if isinstance(o, SGD) else {"capturable": True}
-        self._optimizer = kind(self.model.parameters(), lr=o.learning_rate, fused=True, **more)
-        self._batch = [each[: self.workload.batch].clone() for each in (self.x, self.y)]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._step()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        # Others, JAX or Numba, may free memory meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="relaxed"):
-            self._step()
-        # The rehearsal has trained: back to the start, in the same memory.
-        with torch.no_grad():
-            for part, (w, b) in zip(self._linear, layers, strict=True):
-                part.weight.copy_(torch.from_numpy(w.T))
-                part.bias.copy_(torch.from_numpy(b))
-            for memory in self._optimizer.state.values():
-                for value in memory.values():
-                    if torch.is_tensor(value):
-                        value.zero_()
-
-    def _step(self) -> None:
-        self._optimizer.zero_grad(set_to_none=False)
-        self._objective(*self._batch).backward()
-        self._optimizer.step()
-
-    def train(self, rows: int, epochs: int, *, shuffle: bool) -> None:
-        for _ in range(epochs):
-            order = self._order(rows, shuffle)
-            for chosen in order.split(self.workload.batch):
-                for target, source in zip(self._batch, (self.x, self.y), strict=True):
-                    self.torch.index_select(source, 0, chosen, out=target)
-                self._graph.replay()
-        self.torch.cuda.synchronize()
-
-
-class JaxGpu(Jax):
-    """JAX on the GPU, a whole epoch in one jit."""
-
-    def __init__(self, workload: Workload, variant: str, threads: int) -> None:
-        # Else it takes three quarters of the card's memory at once.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        jax: Any = __import__("jax")
-        if jax.devices()[0].platform != "gpu":
-            raise RuntimeError(f"JAX finds no GPU, only {jax.devices()[0].platform}")
-        jax.config.update("jax_default_matmul_precision", "highest")
-        super().__init__(workload, variant, threads)
-
-
-OURS = "pyfastnn"
-CONTENDERS: Mapping[str, type[Contender]] = {
-    OURS: OnDevice,
-    "pyfastnn, host arrays": FromHost,
-    "PyTorch eager": TorchEager,
-    "PyTorch compiled, CUDA graph": TorchGraph,
-    "JAX jit scan": JaxGpu,
+# Those that matter most first: time may run out.
+WORKLOADS: Mapping[str, Workload] = {each.name: each for each in _workloads()}
+# To try this script itself, in the simulator.
+TINY: Mapping[str, Workload] = {
+    "narrow": Workload("narrow", (3, 4, 2), "tanh", "softmax", "cross_entropy", pf.Adam(1e-3), 2, 6)
 }
 
+Results = dict[str, dict[str, Any]]
+"""By workload, what gpu_worker.py writes: facts, rates of matrix products, records, reasons of the rest."""
 
-def matmul_rate(size: int) -> float:
-    """Operations a second of a square float32 product: cuBLAS where it is there, else our own kernel."""
-    backend, dtype = load("cuda"), np.dtype(np.float32)
-    numbers = np.random.default_rng(0).random((size, size), np.float32)
-    a, b, out = (shim.upload(numbers, backend.stream) for _ in range(3))
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        for _ in range(4):
-            backend.multiply(products.Layout(), products.keep(dtype), (size, size, size), a, b, out)
-        backend.stream.synchronize()
-        times.append((time.perf_counter() - begin) / 4)
-    return 2 * size**3 / min(times[1:])
+Command = Callable[[str, Path, float], list[str]]
+"""f(workload, file for its results, seconds that it has)."""
 
 
-class Run:
-    """One run: records of who was measured, reasons of who was not."""
-
-    def __init__(self, minutes: float, rounds: int, seconds: float) -> None:
-        self._end = time.monotonic() + 60 * minutes
-        self._rounds, self._seconds = rounds, seconds
-        self.records: list[dict[str, Any]] = []
-        self.skipped: list[dict[str, str]] = []
-
-    def workload(self, workload: Workload) -> None:
-        ready: dict[str, Contender] = {}
-        errors: dict[str, tuple[float, float]] = {}
-        setup: dict[str, float] = {}
-        for name, kind in CONTENDERS.items():
-            print(f"{time.strftime('%H:%M:%S')} {workload.name}: {name}", file=sys.stderr, flush=True)
-            begin = time.monotonic()
-            try:
-                if begin > self._end:
-                    raise RuntimeError("out of time")
-                ready[name] = prepare(kind, workload, 1, kind.variants)
-                errors[name] = deviation(workload, few_steps(ready[name]))
-                if not errors[name][0] <= errors[name][1]:
-                    ready.pop(name)
-                    raise RuntimeError("wrong result: off by {:.1e}, bound {:.1e}".format(*errors[name]))
-            except Exception as error:  # whatever a library raises where it cannot work
-                text = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.skipped.append({"workload": workload.name, "contender": name, "reason": text})
-                if kind is OnDevice:
-                    return  # nothing to compare with
-            setup[name] = time.monotonic() - begin
-        calls: dict[str, Callable[[], list[float]]] = {
-            name: partial(time_calls, each, self._seconds) for name, each in ready.items()
-        }
-        for name, seconds in interleave(calls, self._rounds).items():
-            self.records.append(
-                {
-                    "workload": workload.name,
-                    "sizes": workload.sizes,
-                    "batch": workload.batch,
-                    "contender": name,
-                    "variant": ready[name].variant,
-                    "error": errors[name][0],
-                    "bound": errors[name][1],
-                    "set-up seconds": setup[name],
-                    "seconds a step": [each / workload.steps for each in seconds],
-                    "seconds an epoch": [each / workload.epochs for each in seconds],
-                    "operations a step": step_cost(workload).operations,
-                    "rows": workload.rows,
-                }
-            )
+def worker(name: str, file: Path, seconds: float) -> list[str]:
+    return [sys.executable, str(HERE / "gpu_worker.py"), name, str(file), f"{seconds:.1f}"]
 
 
-def facts() -> dict[str, str]:
-    found = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "device": shim.describe_device()}
-    found["cuBLAS"] = "not used" if load("cuda").gemm is None else "used for large products"
-    for package in ("numba-cuda", "torch", "jax", "numpy"):
+def finish(command: list[str], seconds: float, log: Path) -> str | None:
+    """Run the command, but no longer than that, and say why it has failed; None where it has not."""
+    with log.open("wb") as output:
+        # A group of its own: compilers that it has started end with it.
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found | {"matrix products": "float32 throughout, TF32 off for everybody"}
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"stopped at the deadline, after {seconds:.0f} seconds"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if status == 0:
+        return None
+    said = log.read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(said) if line.strip()), "which has said nothing")
+    return f"the process ended with status {status}: {last}"
 
 
-def report(results: dict[str, Any]) -> str:
+def measured(name: str, command: Command, seconds: float) -> dict[str, Any]:
+    """What a process of that command finds out of the workload; and why no more, where it has failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, log = Path(folder) / "results.json", Path(folder) / "log.txt"
+        reason = "out of time"
+        if seconds > 0:
+            reason = finish(command(name, file, seconds), seconds, log)
+            print(log.read_text(errors="replace"), file=sys.stderr, end="")
+        empty = {"facts": {}, "rates": {}, "records": [], "skipped": {}, "pending": ["everybody"]}
+        entry = json.loads(file.read_text()) if file.exists() else empty
+    pending = entry.pop("pending")
+    if reason is not None:
+        entry["skipped"] |= dict.fromkeys(pending or ["further rounds"], reason)
+    return entry
+
+
+def measure(names: list[str], command: Command, minutes: float, results: Results, folder: Path) -> None:
+    """Put workloads into the results, and write them after each; all in so many minutes.
+
+    No workload gets more than twice its share of the time that is left. One that could not be measured
+    leaves what an earlier run has found.
+    """
+    end = time.monotonic() + 60 * minutes
+    for position, name in enumerate(names):
+        left = max(0.0, end - time.monotonic())
+        print(f"{time.strftime('%H:%M:%S')} {name}, {left:.0f} seconds left", file=sys.stderr, flush=True)
+        entry = measured(name, command, min(left, 2 * left / (len(names) - position)))
+        for contender, reason in entry["skipped"].items():
+            print(f"{name}, {contender}: {reason}", file=sys.stderr, flush=True)
+        if entry["records"] or name not in results:
+            results[name] = entry
+        write(results, folder)
+
+
+def write(results: Results, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / "results.json.new"
+    new.write_text(json.dumps(results, indent=1) + "\n")
+    new.replace(folder / "results.json")
+    (folder / "report.md").write_text(report(results))
+
+
+def report(results: Results) -> str:
     """The results as Markdown."""
-    lines = ["# Training on a GPU", "", *(f"- {name}: {text}" for name, text in results["facts"].items())]
-    rate = results["operations a second"]
-    lines += [f"- float32 matrix products: {rate / 1e12:.3g} TFLOP/s measured", ""]
-    lines += ["| workload | contender | us a step | x as long as pyfastnn | share of the matrix rate |"]
-    lines += ["|---|---|---|---|---|"]
-    ours: dict[str, list[float]] = {}
-    for each in results["records"]:
-        steps = each["seconds a step"]
-        ours.setdefault(each["workload"], steps)
-        share = each["operations a step"] / median(steps) / rate
-        times = ratio(ours[each["workload"]], steps)
-        lines += [
-            f"| {each['workload']} | {each['contender']} ({each['variant']}) | {median(steps) * 1e6:,.1f} "
-            f"| {times:.2f} | {share:.1%} |"
-        ]
-    lines += ["", f"Cireşan's network, seconds for {_EPOCH:,} samples (scaled from whole batches):", ""]
+    lines = ["# Training on a GPU", "", "float32; a ratio is the median of the rounds.", ""]
     lines += [
-        f"- {each['workload']}, {each['contender']}: "
-        f"{median(each['seconds an epoch']) * _EPOCH / each['rows']:.3f}"
-        for each in results["records"]
-        if tuple(each["sizes"]) == _CIRESAN
+        "| workload | contender | us a step | x as long as pyfastnn | share of the matrix rate | rounds |"
     ]
-    lines += ["", "Not measured:", ""]
-    lines += [f"- {each['contender']} on {each['workload']}: {each['reason']}" for each in results["skipped"]]
+    lines += ["|---|---|---|---|---|---|"]
+    epochs, rates, fits, skipped, facts = [], [], [], [], []
+    for name, entry in results.items():
+        ours = next((each["seconds a step"] for each in entry["records"] if each["contender"] == OURS), None)
+        fastest = max((rate for each in entry["rates"].values() for rate in each), default=math.nan)
+        for each in entry["records"]:
+            steps = each["seconds a step"]
+            who = f"{each['contender']} ({each['variant']})"
+            times = f"{ratio(ours, steps):.2f}" if ours else "?"
+            share = each["operations a step"] / median(steps) / fastest
+            lines += [
+                f"| {name} | {who} | {median(steps) * 1e6:,.1f} | {times} | {share:.1%} | {len(steps)} |"
+            ]
+            if tuple(each["sizes"]) == _CIRESAN:
+                seconds = median(each["seconds an epoch"]) * _EPOCH / each["rows"]
+                epochs += [f"- {name}, {who}: {seconds:.3f}"]
+            if "seconds of a fit of one step" in each:
+                fits += [f"- {name}, {who}: {1e3 * each['seconds of a fit of one step']:.2f}"]
+        for who, found in entry["rates"].items():
+            rates += [f"- {name}, {who}: {', '.join(f'{rate / 1e12:.3g}' for rate in found)}"]
+        skipped += [f"- {who} on {name}: {reason}" for who, reason in entry["skipped"].items()]
+        facts += [f"- {name}: {'; '.join(f'{key} {text}' for key, text in entry['facts'].items())}"]
+    parts = {
+        f"Seconds of an epoch of {_EPOCH:,} samples, scaled from whole batches": epochs,
+        "Milliseconds of a fit of one step, mostly what every timed call of pyfastnn costs beside its steps: "
+        "parameters go there and back, where others keep them on the device": fits,
+        "TFLOP/s of square float32 products before and after the rounds; the most is the matrix rate": rates,
+        "Not measured": skipped,
+        "Made with": facts,
+    }
+    for title, found in parts.items():
+        lines += ["", f"{title}:", "", *(found or ["- nothing"])]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, metavar="NAME", help=", ".join(WORKLOADS))
     parser.add_argument("--tiny", action="store_true", help="a try of the script itself, in the simulator")
-    parser.add_argument("--minutes", type=float, default=6.0, help="after which no contender begins")
+    parser.add_argument("--minutes", type=float, default=7.5, help="after which everything ends (7.5)")
     parser.add_argument("--folder", type=Path, default=HERE / "results" / "gpu", help="of the results")
     arguments = parser.parse_args()
-    status = pf.backends()["cuda"]
-    if status != "available":
-        sys.exit(f"benchmarks: nothing to measure, since {status}")
-    found = {"facts": facts(), "operations a second": matmul_rate(8 if arguments.tiny else 8192)}
-    run = Run(arguments.minutes, *((1, 0.0) if arguments.tiny else (3, 0.2)))
-    results = found | {"records": run.records, "skipped": run.skipped}
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    for workload in tiny_workloads() if arguments.tiny else workloads():
-        run.workload(workload)
-        # At once: a run that is stopped keeps what it has measured.
-        (arguments.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (arguments.folder / "report.md").write_text(report(results))
+    file = arguments.folder / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    names = list(TINY if arguments.tiny else arguments.only or WORKLOADS)
+    measure(names, worker, arguments.minutes, results, arguments.folder)
     print(report(results))
-    if not run.records:
-        sys.exit("benchmarks: nobody could be measured")
+    if not any(results[name]["records"] for name in names):
+        sys.exit("benchmarks: nobody could be measured; the reasons are in the report")
 
 
 if __name__ == "__main__":

@@ -98,10 +98,10 @@ def output(
     if value is None:
         return empty(shape, dtype)
     checked = array(name, value, shape, dtype)
+    if not (checked.writeable if isinstance(checked, Remote) else checked.flags.writeable):
+        raise ValueError(f"{name} must be writeable, got a read-only array")
     if isinstance(checked, Remote):
         return _remote_output(name, checked, others)
-    if not checked.flags.writeable:
-        raise ValueError(f"{name} must be writeable, got a read-only array")
     for other, used in others.items():
         if used is None or isinstance(used, Remote):
             continue

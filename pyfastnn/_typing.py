@@ -17,6 +17,7 @@ class Remote:
 
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
+    writeable: bool
 
     @property
     def ndim(self) -> int:

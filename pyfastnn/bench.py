@@ -341,23 +341,23 @@ def prepare(kind: type[Contender], workload: Workload, threads: int, variants: S
 _FEW = 3  # steps to verify
 
 
-def few_steps(contender: Contender) -> Array:
+def few_steps(contender: Contender, steps: int = _FEW) -> Array:
     """The parameters, flat, after a few steps in the order of the data."""
     contender.start(contender.workload.start)
-    rows, epochs = _few(contender.workload)
+    rows, epochs = _few(contender.workload, steps)
     contender.train(rows, epochs, shuffle=False)
     return np.concatenate([p.ravel() for pair in contender.layers() for p in pair])
 
 
-def _few(workload: Workload) -> tuple[int, int]:
-    rows = min(_FEW * workload.batch, workload.rows)
-    return rows, _FEW * workload.batch // rows
+def _few(workload: Workload, steps: int) -> tuple[int, int]:
+    rows = min(steps * workload.batch, workload.rows)
+    return rows, steps * workload.batch // rows
 
 
 @lru_cache
-def _reference(workload: Workload) -> tuple[Array, Array]:
+def _reference(workload: Workload, steps: int) -> tuple[Array, Array]:
     """The parameters, flat, before and after a few steps in float64 by the NumPy backend."""
-    network, (rows, epochs) = workload.network("float64"), _few(workload)
+    network, (rows, epochs) = workload.network("float64"), _few(workload, steps)
     _assign(layers_of(network), workload.start)
     before = network.params.copy()
     x, y = (each[:rows] if each.ndim == 1 else each[:rows].astype(np.float64) for each in workload.data)
@@ -367,7 +367,7 @@ def _reference(workload: Workload) -> tuple[Array, Array]:
     return before, network.params
 
 
-def deviation(workload: Workload, params: Array) -> tuple[float, float]:
+def deviation(workload: Workload, params: Array, steps: int = _FEW) -> tuple[float, float]:
     """How far the parameters are from the reference's, relative to the way from the start; and its bound.
 
     A gradient passes through products of depths that sum to D. A sum of k products errs by some k u of
@@ -377,11 +377,11 @@ def deviation(workload: Workload, params: Array) -> tuple[float, float]:
     around zero with a root mean square of one, that is sqrt(8 e) in the norm. And every step rounds the
     parameters themselves.
     """
-    before, after = _reference(workload)
+    before, after = _reference(workload, steps)
     way, unit = float(np.linalg.norm(after - before)), float(np.finfo(np.float32).eps) / 2
     error = unit * (workload.batch + sum(workload.sizes[:-1]) + sum(workload.sizes[1:]))
     bound = 2 * error if isinstance(workload.optimizer, SGD) else math.sqrt(8 * error)
-    rounding = _FEW * unit * float(np.linalg.norm(after))
+    rounding = steps * unit * float(np.linalg.norm(after))
     return float(np.linalg.norm(params - after)) / way, bound + rounding / way
 
 

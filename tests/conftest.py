@@ -39,8 +39,10 @@ def _every_backend() -> list[Backend]:
 BACKENDS = {getattr(backend, "isa", backend.name): backend for backend in _every_backend()}
 COMPILED = [backend for backend in BACKENDS.values() if isinstance(backend, CppBackend)]
 
-# Its tests run where it is: on a GPU, or in the simulator, which test_cuda_simulator.py starts.
-collect_ignore = [] if "cuda" in BACKENDS else ["test_cuda.py"]
+# Tests of the CUDA backend, which run where it is: on a GPU, or in the simulator, which
+# test_cuda_simulator.py starts.
+CUDA_TESTS = ["test_cuda.py", "test_cuda_arrays.py", "test_cuda_launches.py"]
+collect_ignore = [] if "cuda" in BACKENDS else CUDA_TESTS
 
 # Multiply-adds, or numbers, that take the simulator of CUDA some hundredths of a second.
 _SIMULATED_SIZE = 400
@@ -77,6 +79,13 @@ if not COMPILED:
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Every backend in turn, in use during the test."""
     with pf.use_backend(BACKENDS[request.param]) as chosen:
+        yield chosen
+
+
+@pytest.fixture
+def cuda() -> Iterator[Backend]:
+    """The CUDA backend, in use during the test."""
+    with pf.use_backend("cuda") as chosen:
         yield chosen
 
 

@@ -1,20 +1,15 @@
-"""The CUDA backend's own: plans, residency, the ways of training; in the simulator or on a GPU."""
+"""The CUDA backend's own: plans and the ways of training; in the simulator or on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from threading import Thread
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tolerance
+from cuda_fits import agree, problem, trained
 
 import pyfastnn as pf
-from pyfastnn.backends import load
-from pyfastnn.backends.cuda import arrays, blas, narrow, plan, products, rows, shim
-from pyfastnn.backends.cuda.arrays import DeviceView
-from pyfastnn.backends.cuda.backend import CudaBackend
+from pyfastnn.backends.cuda import narrow, plan, products, rows
 from pyfastnn.backends.cuda.plan import CudaPlan, Resident
 
 pytestmark = pytest.mark.cuda
@@ -27,68 +22,6 @@ PAIRS = [
     for name, f in pf.activations.ACTIVATIONS.items()
     if f.slope_from == "output" and (loss.outputs is None or name in loss.outputs)
 ]
-
-
-@pytest.fixture
-def cuda() -> Iterator[CudaBackend]:
-    with pf.use_backend("cuda"):
-        yield load("cuda")
-
-
-class Multiply:
-    """cuBLAS's part, in NumPy."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, shape, a, b, out, *, a_transposed, b_transposed):
-        rows, columns, depth = shape
-        self.calls += 1
-        left, right = a.copy_to_host()[: rows * depth], b.copy_to_host()[: depth * columns]
-        left = left.reshape(depth, rows).T if a_transposed else left.reshape(rows, depth)
-        right = right.reshape(columns, depth).T if b_transposed else right.reshape(depth, columns)
-        whole = out.copy_to_host()
-        whole[: rows * columns] = (left @ right).ravel()
-        out.copy_to_device(whole)
-
-
-@pytest.fixture
-def multiply(monkeypatch, cuda) -> Multiply:
-    """Products by what stands in for cuBLAS, however small they are."""
-    multiply = Multiply()
-    monkeypatch.setattr(blas, "WORTHWHILE", 0)
-    monkeypatch.setitem(cuda.__dict__, "gemm", multiply)
-    return multiply
-
-
-def problem(loss: str, samples: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(samples, 4)).astype(dtype), rng.uniform(0.1, 1, (samples, 3))
-    if pf.losses.LOSSES[loss].targets == "classes":
-        y /= y.sum(axis=1, keepdims=True)
-    return x, y.astype(dtype)
-
-
-def trained(
-    backend: CudaBackend, fused: bool | None, network: tuple, data: tuple, **settings
-) -> tuple[pf.MLP, pf.History]:
-    """A network fitted on the device (fused or not; None: on the reference)."""
-    hidden, output, loss, dtype = network
-    net = pf.MLP([4, 6, 3], hidden, output, loss=loss, dtype=dtype, seed=1)
-    with pf.use_backend("numpy" if fused is None else backend):
-        if fused is not None:
-            net._latest_plan = CudaPlan(backend, net._spec, fused=fused)
-        history = net.fit(*data, progress=False, **settings)
-    return net, history
-
-
-def agree(net: pf.MLP, history: pf.History, exact: pf.MLP, expected: pf.History, steps: int) -> None:
-    # Sums of at most 11 terms in three layers, functions of a few ulps, at every step; slopes and rates
-    # here are below one, so errors add up. Adam divides by moments that err as the gradients do.
-    unit = np.finfo(net.dtype).eps
-    bound = steps * unit * (4 * 11 + 4 * tolerance.FUNCTION_ULPS) * max(1, abs(exact.params).max())
-    assert abs(net.params - exact.params).max() <= bound
-    np.testing.assert_allclose(history.loss, expected.loss, rtol=0, atol=bound * 10)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -154,186 +87,6 @@ def test_special_numbers_pass_through_training(cuda, fused, special, hidden):
     np.testing.assert_array_equal(np.isnan(history.loss), np.isnan(expected.loss))
 
 
-def test_long_epochs_replay_graphs(cuda, monkeypatch):
-    launched = []
-    launch = shim.Graph.launch
-    monkeypatch.setattr(shim.Graph, "launch", lambda graph: (launched.append(1), launch(graph)))
-    network, data = ("tanh", "identity", "mse", "float32"), problem("mse", 67, "float32")
-    settings = {"epochs": 2, "batch_size": 1, "optimizer": pf.SGD(0.01)}
-    ours, reference = (trained(cuda, way, network, data, **settings) for way in (False, None))
-    assert len(launched) == 2 * 11  # of 6 steps; one more compiles, and is left over in the second epoch
-    agree(*ours, *reference, 134)
-
-
-@pytest.mark.parametrize("hidden", ["tanh", "gelu"])
-def test_large_products_go_to_the_library(cuda, multiply, hidden):
-    network, data = (hidden, "softmax", "cross_entropy", "float32"), problem("cross_entropy", 11, "float32")
-    settings = {"epochs": 2, "batch_size": 4, "optimizer": pf.Adam(0.01)}
-    ours = trained(cuda, False, network, data, **settings)
-    assert multiply.calls == 2 * 3 * (2 + 2 + 1)  # epochs, steps; forward, gradients, back
-    agree(*ours, *trained(cuda, None, network, data, **settings), 6)
-
-
-def test_kernels_by_the_library(cuda, multiply):
-    rng = np.random.default_rng(1)
-    x, w, b, d = (rng.normal(size=size) for size in ((5, 7), (7, 3), (3,), (5, 3)))
-    np.testing.assert_allclose(pf.dense_forward(x, w, b, "softplus"), np.log1p(np.exp(x @ w + b)), rtol=1e-13)
-    for got, exact in zip(pf.dense_backward(x, w, d), (x.T @ d, d.sum(axis=0), d @ w.T), strict=True):
-        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(pf.sigmoid_delta(d, w, x), (d @ w.T) * (x * (1 - x)), rtol=0, atol=1e-13)
-    assert multiply.calls == 4
-
-
-@pytest.fixture
-def copies(monkeypatch) -> dict[str, list[int]]:
-    """The sizes of the arrays that go to the device and come back."""
-    seen: dict[str, list[int]] = {"upload": [], "refill": [], "download": []}
-    for name, sizes in seen.items():
-        real = getattr(shim, name)
-
-        def counted(*arguments, real=real, sizes=sizes):
-            sizes.append(arguments[1 if real.__name__ == "download" else -2].size)
-            return real(*arguments)
-
-        monkeypatch.setattr(shim, name, counted)
-    return seen
-
-
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("batch_size", [10, 50])
-def test_data_are_copied_once(cuda, copies, batch_size, fused):
-    x, y = problem("mse", 50, "float32")
-    net = pf.MLP([4, 6, 3], "tanh", seed=1)
-    net._latest_plan = CudaPlan(cuda, net._spec, fused=fused)
-    cuda.nothing  # noqa: B018 (made at the first use)
-    for sizes in copies.values():
-        sizes.clear()
-    net.fit(x, y, epochs=4, batch_size=batch_size, validation_data=(x[:49], y[:49]), progress=False)
-    everything = copies["upload"] + copies["refill"]
-    assert everything.count(x.size) == 1
-    assert everything.count(y.size) == 1
-    assert everything.count(x[:49].size) == 1
-    # Parameters and both slots: once there, once back.
-    assert everything.count(net.parameter_count) == copies["download"].count(net.parameter_count) == 3
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_callbacks_see_and_change_the_network(cuda, fused):
-    x, y = problem("mse", 9, "float32")
-    seen = []
-
-    class Look(pf.Callback):
-        def on_begin(self, network, epochs):
-            self.view = network.weights[0]
-
-        def on_epoch(self, network, history):
-            seen.append(network.params.copy())
-            assert self.view.tobytes() == network.params[:24].tobytes()
-            network.params[...] *= np.float32(0.5)
-
-    ways = [cuda, load("numpy")]
-    results = []
-    for backend in ways:
-        net = pf.MLP([4, 6, 3], "tanh", seed=1)
-        with pf.use_backend(backend):
-            if backend is cuda:
-                net._latest_plan = CudaPlan(cuda, net._spec, fused=fused)
-            net.fit(x, y, epochs=3, batch_size=4, shuffle=False, callbacks=[Look()])
-        results.append(net.params)
-    for ours, exact in zip(seen[:3], seen[3:], strict=True):
-        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(*results, rtol=0, atol=1e-5)
-
-
-def test_an_exception_leaves_the_last_state(cuda):
-    x, y = problem("mse", 9, "float32")
-
-    class Fail(pf.Callback):
-        def on_epoch(self, network, history):
-            if len(history) == 2:
-                network.biases[0][...] = 7
-                raise KeyError
-
-    net, twin = (pf.MLP([4, 6, 3], "tanh", seed=1) for _ in range(2))
-    settings = {"batch_size": 4, "shuffle": False, "optimizer": pf.Adam(0.01), "progress": False}
-    with pytest.raises(KeyError):
-        net.fit(x, y, epochs=5, callbacks=[Fail()], **settings)
-    twin.fit(x, y, epochs=2, **settings)
-    assert net.weights[0].tobytes() == twin.weights[0].tobytes()
-    assert (net.biases[0] == 7).all()
-    assert net._training[1].step == twin._training[1].step == 6
-
-
-def on_device(cuda: CudaBackend, array: np.ndarray) -> DeviceView:
-    return DeviceView(shim.upload(array, cuda.stream), array.shape)
-
-
-def test_arrays_on_the_device_stay_there(cuda, copies):
-    rng = np.random.default_rng(1)
-    x, w, b, d = (rng.normal(size=size).astype("f") for size in ((5, 7), (7, 3), (3,), (5, 3)))
-    there = [on_device(cuda, array) for array in (x, w, b, d)]
-    host = pf.dense_forward(x, w, b, "tanh"), *pf.dense_backward(x, w, d), pf.sigmoid_delta(d, w, x)
-    copies["download"].clear()
-    results = pf.dense_forward(*there[:3], "tanh"), *pf.dense_backward(there[0], there[1], there[3])
-    results = *results, pf.sigmoid_delta(there[3], there[1], there[0])
-    assert copies["download"] == []
-    for result, exact in zip(results, host, strict=True):
-        assert isinstance(result, DeviceView)
-        np.testing.assert_array_equal(result.copy_to_host(), exact)
-    out = on_device(cuda, np.zeros((5, 3), "f"))
-    assert pf.dense_forward(there[0], w, b, "tanh", out=out) is out
-    np.testing.assert_array_equal(out.copy_to_host(), host[0])
-    with pytest.raises(ValueError, match=r"^out must not share memory with x"):
-        pf.dense_forward(there[0], w[:, :1].copy(), b[:1], out=DeviceView(there[0].flat[:5], (5, 1)))
-    with pytest.raises(ValueError, match=r"^w must have shape \(7, any\)"):
-        pf.dense_forward(there[0], there[3], b)
-    with pytest.raises(TypeError, match=r"^w must be float32, as the other arrays"):
-        pf.dense_forward(there[0], w.astype(np.float64), b)
-
-
-def test_fit_on_arrays_of_the_device(cuda, copies):
-    x, y = problem("mse", 11, "float32")
-    net, twin = (pf.MLP([4, 6, 3], "tanh", seed=1) for _ in range(2))
-    there = on_device(cuda, x), on_device(cuda, y)
-    copies["upload"].clear()
-    settings = {"epochs": 2, "batch_size": 4, "progress": False}
-    net.fit(*there, validation_data=there, **settings)
-    assert x.size not in copies["upload"]
-    twin.fit(x, y, **settings)
-    assert net.params.tobytes() == twin.params.tobytes()
-    np.testing.assert_array_equal(net.predict(there[0]).copy_to_host(), twin.predict(x))
-    assert net.evaluate(*there) == twin.evaluate(x, y)
-    assert net.loss_and_gradient(*there)[0] == twin.loss_and_gradient(x, y)[0]
-    labels = on_device(cuda, np.arange(11) % 3)
-    classifier = pf.MLP([4, 3], output="softmax", seed=1)
-    classifier.fit(there[0], labels, **settings)
-    with pytest.raises(ValueError, match=r"^y must be labels from 0 to 2, got 3"):
-        classifier.fit(there[0], on_device(cuda, np.arange(11) % 4), **settings)
-
-
-def test_only_this_backend_takes_them(cuda):
-    class Elsewhere:
-        __cuda_array_interface__ = {"data": (0, False)}  # noqa: RUF012
-
-    class Exchanged:
-        def __dlpack_device__(self):
-            return 2, 0
-
-    for array in (Elsewhere(), Exchanged()):
-        with pf.use_backend("numpy"), pytest.raises(TypeError, match=r"^x is on a CUDA device, where only"):
-            pf.MLP([4, 3]).predict(array)
-
-
-def test_dlpack_is_read():
-    """The numbers of an exchange, on an array of the host, which DLPack knows as well."""
-    array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    stream = SimpleNamespace(handle=-1)
-    interface = arrays._Exchanged(array, stream).__cuda_array_interface__
-    assert interface["data"] == (array.ctypes.data, False)
-    assert (interface["shape"], interface["strides"], interface["typestr"]) == ((2, 3), (12, 4), "<f4")
-    assert arrays._Exchanged(array.T, stream).__cuda_array_interface__["strides"] == (4, 12)
-
-
 def test_one_thread_at_a_time(cuda, monkeypatch):
     x, y = problem("mse", 5, "float32")
     done = []
@@ -353,10 +106,6 @@ def test_one_thread_at_a_time(cuda, monkeypatch):
     pf.MLP([4, 3]).fit(x, y, batch_size=2, epochs=1)
     other.join()
     assert len(done) == 1
-
-
-def test_steps_together():
-    assert [plan.steps_together(whole) for whole in (3, 5, 8, 20, 67, 467)] == [4, 5, 4, 4, 6, 5]
 
 
 def test_loss_and_gradient(cuda):

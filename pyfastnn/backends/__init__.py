@@ -20,7 +20,8 @@ from .._names import lookup
 from .plan import Backend, BackendUnavailableError
 
 # Name to module, in the order of preference. A module offers load() -> Backend, which raises
-# BackendUnavailableError with the reason where the backend cannot work.
+# BackendUnavailableError with the reason where the backend cannot work; and, where that takes long,
+# missing() -> str | None, the reason as far as it can be told at once.
 _NAMES = ("cpp", "numba", "numpy", "cuda")  # cuda, behind numpy, which always works: only when asked for
 _MODULES = {name: f"pyfastnn.backends.{name}" for name in _NAMES}
 
@@ -57,15 +58,22 @@ def load(name: str) -> Backend:
 
 
 def backends() -> dict[str, str]:
-    """Every backend by name: "available", or the reason why it is not."""
-    status = {}
-    for name in _MODULES:
-        try:
-            load(name)
-            status[name] = "available"
-        except (BackendUnavailableError, ValueError) as error:
-            status[name] = str(error)
-    return status
+    """Every backend by name: "available", or the reason why it is not.
+
+    Of CUDA, only what can be found without touching the GPU; what it says itself, once it has been chosen.
+    """
+    return {name: _status(name) for name in _MODULES}
+
+
+def _status(name: str) -> str:
+    missing = getattr(importlib.import_module(_MODULES[name]), "missing", None)
+    if missing is not None and name not in _loaded:
+        return missing() or "available"
+    try:
+        load(name)
+    except (BackendUnavailableError, ValueError) as error:
+        return str(error)
+    return "available"
 
 
 def _default() -> Backend:

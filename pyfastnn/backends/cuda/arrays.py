@@ -18,13 +18,15 @@ _DLPACK_CUDA = (2, 13)  # kDLCUDA and kDLCUDAManaged
 
 class DeviceView(Remote):
     """An array on the device as checks and kernels see it; ``flat`` is its memory, one-dimensional, and
-    knows the backend's stream.
+    knows the backend's stream. ``owner`` is the array of another library; None where the memory is our own.
 
     Libraries that know ``__cuda_array_interface__`` take it as their own, again without a copy.
     """
 
-    def __init__(self, flat: DeviceArray, shape: tuple[int, ...], owner: object = None) -> None:
-        self.flat, self.shape, self.owner = flat, tuple(shape), owner
+    def __init__(
+        self, flat: DeviceArray, shape: tuple[int, ...], owner: object = None, *, writeable: bool = True
+    ) -> None:
+        self.flat, self.shape, self.owner, self.writeable = flat, tuple(shape), owner, writeable
         self.dtype = np.dtype(flat.dtype)
 
     @property
@@ -53,17 +55,21 @@ def adopt(value: object, stream: Any) -> object:
     """
     if isinstance(value, (np.ndarray, DeviceView)):
         return value
-    if hasattr(value, "__cuda_array_interface__"):
-        return _view(shim.cuda.as_cuda_array(value), value, stream)
-    if hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in _DLPACK_CUDA:
-        return _view(shim.cuda.as_cuda_array(_Exchanged(value, stream)), value, stream)
-    return value
-
-
-def _view(array: Any, owner: object, stream: Any) -> DeviceView:
+    interface = getattr(value, "__cuda_array_interface__", None)
+    exchangeable = hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in _DLPACK_CUDA
+    if exchangeable and "stream" not in (interface or {}):
+        # Such an interface does not say which work has to be waited for. DLPack lets our stream wait for it.
+        given: Any = _Exchanged(value, stream)
+    elif interface is not None:
+        given = value
+    else:
+        return value
+    array = shim.cuda.as_cuda_array(given)
     if not array.is_c_contiguous():
         raise ValueError(f"an array on the device must be C-contiguous, got strides {array.strides}")
-    return DeviceView(array.ravel().bind(stream), array.shape, owner)
+    # JAX says by the interface alone that its arrays may not be written to.
+    readonly = any(said["data"][1] for said in (interface, given.__cuda_array_interface__) if said)
+    return DeviceView(array.ravel().bind(stream), array.shape, value, writeable=not readonly)
 
 
 class _Exchanged:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,17 @@ from . import blas, elements, products, rows, scalars, shim
 from .arrays import DeviceView, adopt
 from .products import BACKWARD, GRADIENT, Layout
 from .shim import DeviceArray
+
+
+class Batch(NamedTuple):
+    """The samples order[(base[0] + step) size + i] of an epoch."""
+
+    order: DeviceArray
+    base: DeviceArray
+    step: int
+    size: int
+    room: DeviceArray
+    """For a copy of their inputs, where ``gemm_for`` the first layer's products finds a library."""
 
 
 class CudaBackend(Backend):
@@ -39,12 +50,12 @@ class CudaBackend(Backend):
 
     @cached_property
     def gemm(self) -> blas.Gemm | None:
-        """cuBLAS for large products; None where it is not installed."""
+        """cuBLAS; None where it does not work."""
         return blas.find(self.stream)
 
-    @cached_property
-    def _batches(self) -> dict[tuple[str, int], DeviceArray]:
-        return {}
+    def gemm_for(self, shape: tuple[int, int, int]) -> blas.Gemm | None:
+        """cuBLAS for a product of (rows, columns, depth); None where our own kernel does it."""
+        return self.gemm if math.prod(shape) >= blas.WORTHWHILE else None
 
     @cached_property
     def nothing(self) -> dict[str, DeviceArray]:
@@ -72,18 +83,19 @@ class CudaBackend(Backend):
         *,
         s: DeviceArray | None = None,
         z: DeviceArray | None = None,
-        batch: tuple[DeviceArray, DeviceArray, int, int] | None = None,
+        batch: Batch | None = None,
     ) -> None:
-        """out = finish(a b), shape being (rows, columns, depth) and batch (order, base, step, size)."""
+        """out = finish(a b), shape being (rows, columns, depth)."""
         dtype = np.dtype(out.dtype)
         spare, spare_order = self.nothing[dtype.name], self.nothing["int64"]
-        order, base, step, size = batch or (spare_order, spare_order, 0, 0)
         s, z = (spare if each is None else each for each in (s, z))
-        if self.gemm is not None and math.prod(shape) >= blas.WORTHWHILE:
+        gemm = self.gemm_for(shape)
+        if gemm is not None:
             if batch is not None:
                 a = self._gathered(layout, shape, a, batch)
-            self._by_gemm(self.gemm, layout, finish, shape, a, b, s, z, out)
+            self._by_gemm(gemm, layout, finish, shape, a, b, s, z, out)
             return
+        order, base, step, size, _ = batch or Batch(spare_order, spare_order, 0, 0, spare)
         tile = products.tile_for(*shape[:2])
         kernel = products.product(layout, finish, tile, dtype)
         arrays = (order, base, a, b, s, z, out)
@@ -94,23 +106,17 @@ class CudaBackend(Backend):
         layout: Layout,
         shape: tuple[int, int, int],
         a: DeviceArray,
-        batch: tuple[DeviceArray, DeviceArray, int, int],
+        batch: Batch,
     ) -> DeviceArray:
-        """The rows of a batch, where cuBLAS can read them: in an array that later steps use again."""
+        """The rows of a batch, where cuBLAS can read them."""
         rows_here, _, depth = shape
         samples, features = (depth, rows_here) if layout.a_transposed else (rows_here, depth)
         features -= layout.ones
-        dtype, count = np.dtype(a.dtype), samples * features
-        key = dtype.name, batch[3] * features
-        if key not in self._batches:
-            self._batches[key] = shim.empty(key[1], dtype, self.stream)
-        order, base, step, size = batch
-        target = self._batches[key]
-        kernel = elements.gather(dtype)
-        kernel.launch(
-            elements.blocks(count), self.stream, order, base, a, target, step, size, features, count
-        )
-        return target
+        count = samples * features
+        order, base, step, size, room = batch
+        kernel = elements.gather(np.dtype(a.dtype))
+        kernel.launch(elements.blocks(count), self.stream, order, base, a, room, step, size, features, count)
+        return room
 
     def _by_gemm(
         self,
@@ -260,11 +266,16 @@ def number_table(numbers: Array, dtype: np.dtype[Any]) -> Array:
 
 
 class _Call:
-    """The arrays of one call of a kernel of the contract: copies of the host's go back at its end."""
+    """The arrays of one call of a kernel of the contract: copies of the host's go back at its end.
+
+    What the device reads or writes and others may change or free, once the call is over, is held and
+    waited for: arrays of the host, from which a copy may be under way, and of other libraries.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._results: list[tuple[DeviceArray, Array]] = []
+        self._held: list[Array] = []
 
     def __enter__(self) -> _Call:
         shim.ALONE.acquire()
@@ -275,11 +286,21 @@ class _Call:
             if kind is None:
                 for source, target in self._results:
                     shim.download(source, target, self._stream)
+                if self._held:
+                    self._stream.synchronize()
         finally:
             shim.ALONE.release()
 
+    def _there(self, view: DeviceView) -> DeviceArray:
+        if view.owner is not None:
+            self._held.append(view)  # type: ignore[arg-type]
+        return view.flat
+
     def input(self, array: Array) -> DeviceArray:
-        return array.flat if isinstance(array, DeviceView) else shim.upload(array, self._stream)
+        if isinstance(array, DeviceView):
+            return self._there(array)
+        self._held.append(array)
+        return shim.upload(array, self._stream)
 
     def changed(self, array: Array) -> DeviceArray:
         """Read and written."""
@@ -291,17 +312,21 @@ class _Call:
     def result(self, array: Array) -> DeviceArray:
         """Written from end to end."""
         if isinstance(array, DeviceView):
-            return array.flat
+            return self._there(array)
         inside = shim.empty(array.size, np.dtype(array.dtype), self._stream)
         self._results.append((inside, array))
         return inside
 
     def copy_into(self, target: DeviceArray, array: Array, start: int) -> None:
         part = target[start : start + array.size]
-        shim.refill(part, array.flat if isinstance(array, DeviceView) else array, self._stream)
+        if isinstance(array, DeviceView):
+            shim.refill(part, self._there(array), self._stream)
+        else:
+            self._held.append(array)
+            shim.refill(part, array, self._stream)
 
     def copy_out(self, source: DeviceArray, array: Array) -> None:
         if isinstance(array, DeviceView):
-            shim.refill(array.flat, source, self._stream)
+            shim.refill(self._there(array), source, self._stream)
         else:
             self._results.append((source, array))

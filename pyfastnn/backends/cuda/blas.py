@@ -110,10 +110,11 @@ def _load() -> ctypes.CDLL:
 
 
 def find(stream: Any) -> Gemm | None:
-    """cuBLAS on that stream, where it is installed."""
+    """cuBLAS on that stream, where it works."""
     if shim.SIMULATED:
         return None
     try:
         return Cublas(stream)
-    except OSError:
+    except (OSError, RuntimeError) as error:
+        shim.logger.warning("large matrix products are left to kernels of our own: %s", error)
         return None

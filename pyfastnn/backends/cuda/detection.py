@@ -1,7 +1,7 @@
-"""Whether CUDA can work here, found out without importing any of its packages.
+"""What CUDA lacks here, found out without importing any of its packages.
 
-Costs well under a millisecond where something is missing: ``pf.backends()`` asks each time a process
-starts to use pyfastnn.
+Takes less than a millisecond where there is no GPU: ``pf.backends()`` asks. With one, the driver's library is
+loaded; how long that takes has not been measured.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 PACKAGE = "numba_cuda"
 INSTALL = "pip install 'pyfastnn[cuda]'"
+INSTALL_12 = "pip install 'pyfastnn[cuda12]'"  # for drivers of CUDA 12
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # Where Linux shows NVIDIA's cards; elsewhere, and in the subsystem for Windows, only the driver knows.
@@ -41,26 +42,30 @@ def missing() -> str | None:
     """What CUDA lacks here, to be said after "has no"; None where nothing is found missing."""
     if find_spec(PACKAGE) is None:
         return f"numba-cuda ({INSTALL} installs it)"
-    if simulated():
-        return None
-    try:
-        driver = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        return f"NVIDIA driver ({_LIBRARY} is not there)"
-    return _missing_behind(driver)
+    return None if simulated() else _missing_device() or _missing_driver()
 
 
-def _missing_behind(driver: ctypes.CDLL) -> str | None:
-    """The same, asked of the driver; without cuInit, which takes long."""
-    said, oldest = ctypes.c_int(), oldest_driver()
-    if driver.cuDriverGetVersion(ctypes.byref(said)) or said.value < oldest:
-        needed, found = (f"{each // 1000}.{each % 1000 // 10}" for each in (oldest, said.value))
-        return f"driver for CUDA {needed} or newer (this one is for CUDA {found})"
+def _missing_device() -> str | None:
+    """What the system shows of a GPU; asked first, since a driver's library takes longer to load."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.split(",")[0].strip() in ("", "-1"):
         return f"GPU (CUDA_VISIBLE_DEVICES is {visible!r})"
     if sys.platform == "linux" and not any(
         (_DEVICES / name).exists() for name in ("nvidiactl", "dxg", "nvhost-ctrl-gpu", "nvgpu")
     ):
-        return "GPU (the driver is there, but no device of NVIDIA's)"
+        return f"GPU, or no driver that shows it (no device of NVIDIA's in {_DEVICES})"
+    return None
+
+
+def _missing_driver() -> str | None:
+    """Asks the driver its version; not cuInit, which takes long."""
+    try:
+        driver = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return f"NVIDIA driver ({_LIBRARY} is not there)"
+    said, oldest = ctypes.c_int(), oldest_driver()
+    if driver.cuDriverGetVersion(ctypes.byref(said)) or said.value < oldest:
+        needed, found = (f"{each // 1000}.{each % 1000 // 10}" for each in (oldest, said.value))
+        remedy = f"; {INSTALL_12} installs what suits it" if said.value >= 12_000 else ""
+        return f"driver for CUDA {needed} or newer (this one is for CUDA {found}{remedy})"
     return None

@@ -13,7 +13,7 @@ from ...optimizers import Optimizer, OptimizerState
 from ..plan import Plan, Spec, Training, batch_scale
 from . import elements, narrow, products, rows, shim
 from .arrays import DeviceView
-from .backend import CudaBackend, number_table
+from .backend import Batch, CudaBackend, number_table
 from .products import BACKWARD, Layout
 from .shim import DeviceArray
 
@@ -71,7 +71,7 @@ class CudaPlan(Plan):
         a: DeviceArray,
         z: DeviceArray | None,
         count: int,
-        batch: tuple[DeviceArray, DeviceArray, int, int] | None = None,
+        batch: Batch | None = None,
     ) -> None:
         """a, and z where it is kept, of one layer with the weights and biases ``part``."""
         spec, (k, m) = self.spec, self.spec.layers[layer]
@@ -135,7 +135,9 @@ def layers_of(flat: DeviceArray, spec: Spec) -> list[DeviceArray]:
 
 
 def steps_together(whole: int) -> int:
-    """Of the whole batches of an epoch, so many that few are left over."""
+    """Of the whole batches of an epoch, so many that few are left over; all, where they are few."""
+    if whole < _FEWEST_STEPS:
+        return whole
     return min(range(_FEWEST_STEPS, _MOST_STEPS + 1), key=lambda count: whole % count)
 
 
@@ -167,9 +169,12 @@ class Resident(Training):
         self.order: DeviceArray = None
         self.table: DeviceArray = None
         self.factors: DeviceArray = None
+        # What was sent last of each, on the host: the copy may be under way until the losses are back.
+        self._sent: dict[str, Array] = {}
         self._stale = self._compiled = False
         self._graph: shim.Graph | None = None
-        self.base = shim.upload(np.zeros(1, np.int64), self.stream)
+        self._zero = np.zeros(1, np.int64)
+        self.base = shim.upload(self._zero, self.stream)
         self._remembered: dict[int, tuple[Array, DeviceArray]] = {}
         slots = len(self.state) - 1
         self.fused = optimizer is not None and (
@@ -196,13 +201,22 @@ class Resident(Training):
         self.gradient = shim.empty(spec.parameter_count, spec.dtype, self.stream)
         self.parts = layers_of(self.state[0], spec)
         self.gradients = layers_of(self.gradient, spec)
+        inputs, outputs = spec.layers[0]
+        copies = self.cuda.gemm_for((self.batch, outputs, inputs + 1)) is not None
+        self.room = shim.empty(self.batch * inputs if copies else 0, spec.dtype, self.stream)
 
     @_alone
     def __exit__(self, *details: object) -> None:
         try:
-            self.pull()
-        finally:
-            self._forget_graph()
+            try:
+                self.pull()
+            finally:
+                self._forget_graph()
+        except Exception as error:
+            if not any(details):
+                raise
+            # A device that has failed answers everything with an error: the first one says more.
+            shim.logger.warning("parameters could not be brought back from the device: %s", error)
 
     @_alone
     def pull(self) -> None:
@@ -257,6 +271,7 @@ class Resident(Training):
 
     def _send(self, name: str, array: Array) -> None:
         """Copy into the array of that name on the device, which keeps its place from epoch to epoch."""
+        self._sent[name] = array
         held: DeviceArray | None = getattr(self, name)
         if held is None or held.size != array.size:
             setattr(self, name, shim.upload(array, self.stream))
@@ -265,9 +280,9 @@ class Resident(Training):
             shim.refill(held, array, self.stream)
 
     def _forget_graph(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
 
     def _send_factors(self, order: Array) -> Array:
         """The weights of the samples in this order; the device gets them over their batches' sums."""
@@ -301,9 +316,9 @@ class Resident(Training):
         kernel.launch(1, self.stream, *arrays, self.losses, self.count)
 
     def _run_steps(self, steps: int, numbers: int) -> None:
-        """Whole batches by graphs of some steps each where there are enough, the rest one by one."""
+        """Whole batches by graphs of some steps each, the rest one by one."""
         whole, done = self.count // self.batch, 0
-        shim.refill(self.base, np.zeros(1, np.int64), self.stream)
+        shim.refill(self.base, self._zero, self.stream)
         if not self._compiled:
             self._several(1, numbers)  # compiles every kernel, which a recording cannot do
             done, self._compiled = 1, True
@@ -325,20 +340,20 @@ class Resident(Training):
 
     def _step(self, step: int, count: int, numbers: int) -> None:
         assert self.optimizer is not None
-        self._backpropagate((self.order, self.base, step, self.batch), count)
+        self._backpropagate(step, count)
         self.cuda.apply(self.optimizer.rule, self.state, self.gradient, self.table, numbers, self.base, step)
 
-    def _backpropagate(self, batch: tuple[DeviceArray, DeviceArray, int, int], count: int) -> None:
+    def _backpropagate(self, step: int, count: int) -> None:
         """The gradient at the ``count`` samples of a batch; their losses."""
         spec, multiply = self.plan.spec, self.cuda.multiply
-        order, base, step, size = batch
+        batch = Batch(self.order, self.base, step, self.batch, self.room)
         last = len(spec.layers) - 1
         for i in range(last + 1):
             x, gathered = (self.a[i - 1], None) if i else (self.x, batch)
             self.plan.layer_forward(i, x, self.parts[i], self.a[i], self.z[i], count, gathered)
         kernel = rows.output_delta(spec.loss, spec.activations[-1], self.labels, True, spec.dtype)
         arrays = (self.a[last], *self.targets, self.factors, self.d[last], self.losses)
-        kernel.launch(count, self.stream, order, base, *arrays, step, size, spec.sizes[-1])
+        kernel.launch(count, self.stream, self.order, self.base, *arrays, step, self.batch, spec.sizes[-1])
         keep = products.keep(spec.dtype)
         for i in range(last, -1, -1):
             k, m = spec.layers[i]
@@ -355,5 +370,5 @@ class Resident(Training):
         order = np.arange(self.count)
         weights = self._send_factors(order)
         self._send("order", order)
-        self._backpropagate((self.order, self.base, 0, self.batch), self.count)
+        self._backpropagate(0, self.count)
         return self._mean_loss(weights)

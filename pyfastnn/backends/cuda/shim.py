@@ -6,6 +6,7 @@ Python threads on the host.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -19,11 +20,20 @@ import numpy as np
 from ..._typing import Array
 from . import detection
 
+logger = logging.getLogger("pyfastnn")
+
 cuda: Any = None
 types: Any = None
-with suppress(ImportError):  # the registry says so before anybody gets here
+_import_error: Exception | None = None
+try:
+    # What puts numba-cuda in the place of Numba's own numba.cuda. Python imports it by a .pth file, but
+    # only where that lies in site-packages.
+    with suppress(ImportError):
+        import_module("_numba_cuda_redirector")
     numba = import_module("numba")
     cuda, types = import_module("numba.cuda"), numba.types
+except Exception as error:  # whatever a package raises that does not suit its surroundings
+    _import_error = error
 
 SIMULATED = detection.simulated()
 
@@ -64,7 +74,7 @@ def _make_shared_arrays_once() -> None:
     shared.__init__ = prepared
 
 
-if SIMULATED:
+if SIMULATED and _import_error is None:
     _make_shared_arrays_once()
 
 ALONE = RLock()
@@ -181,6 +191,26 @@ def _check(results: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
+def failure() -> str | None:
+    """What keeps CUDA from working, to be said after "has no"; None where it works.
+
+    Makes the context of the process on its device, which nothing else would prove to be usable.
+    """
+    if _import_error is not None:
+        return f"working numba-cuda ({_in_a_line(_import_error)})"
+    if cuda.implementation != "NVIDIA":
+        return f"numba-cuda in the place of numba.cuda, which is Numba's own ({cuda.__file__})"
+    try:
+        cuda.current_context()
+    except Exception as error:  # of Numba, its bindings or the driver: each has kinds of its own
+        return f"GPU that works ({_in_a_line(error)})"
+    return None
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 @cache
 def shared_limit() -> int:
     """Bytes of shared memory that a block may ask for."""
@@ -237,6 +267,8 @@ def address(array: DeviceArray) -> int:
 class Graph:
     """Launches recorded once and started together, which costs the host one call.
 
+    Where they cannot be recorded they are made one by one, and the log says why.
+
     Parameters
     ----------
     record : callable
@@ -246,7 +278,14 @@ class Graph:
 
     def __init__(self, record: Callable[[], None], stream: Any) -> None:
         self._stream, self._record = stream, record
-        self._executable = None if SIMULATED else self._capture()
+        self._executable = None if SIMULATED else self._recorded()
+
+    def _recorded(self) -> Any:
+        try:
+            return self._capture()
+        except Exception as error:  # of the driver, of Numba or of cuBLAS: each has kinds of its own
+            logger.warning("launches are made one by one, since no graph could be recorded: %s", error)
+            return None
 
     def _capture(self) -> Any:
         from cuda.bindings import driver
@@ -266,7 +305,7 @@ class Graph:
             _check(driver.cuGraphDestroy(graph))
 
     def launch(self) -> None:
-        if SIMULATED:
+        if self._executable is None:
             self._record()
             return
         from cuda.bindings import driver
@@ -275,8 +314,8 @@ class Graph:
 
     def close(self) -> None:
         """Give its memory back."""
-        if self._executable is not None:
+        executable, self._executable = self._executable, None
+        if executable is not None:
             from cuda.bindings import driver
 
-            _check(driver.cuGraphExecDestroy(self._executable))
-            self._executable = None
+            _check(driver.cuGraphExecDestroy(executable))
