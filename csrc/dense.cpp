@@ -25,7 +25,7 @@ struct Block {
 };
 
 // A result (rows, columns) in blocks, as many for each thread; by columns first where a block packs those of the right
-// operand, so that it packs few.
+// operand, so that it packs few, or where that operand is the larger by far.
 struct Grid {
   Grid(index rows, index columns, int threads, bool by_columns)
       : across_(by_columns ? parts(columns / (2 * unit), threads) : 1),
@@ -69,8 +69,18 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
                T* scratch) {
   w += block.column * s.outputs;
   out += block.row * s.inputs + block.column;
-  // By the rows of the whole call: the sum is another.
-  if (s.rows == 1) return kernels.dots(block.columns, s.outputs, w, s.outputs, d, T(0), out);
+  // By the rows of the whole call: the sum is another. Transposing w costs as much as some rows' dot products, each
+  // row's with a few of w's while those are near.
+  constexpr index few = 3, near = 32;
+  if (s.rows <= few) {
+    for (index first = 0; first < block.columns; first += near) {
+      const index count = std::min(near, block.columns - first);
+      for (index row = 0; row < block.rows; row++)
+        kernels.dots(count, s.outputs, w + first * s.outputs, s.outputs, d + (block.row + row) * s.outputs, T(0),
+                     out + row * s.inputs + first);
+    }
+    return;
+  }
   kernels.gemm_bt({block.rows, block.columns, s.outputs, d + block.row * s.outputs, s.outputs, w, s.outputs, nullptr, 0,
                    out, s.inputs, scratch});
 }

@@ -1,6 +1,6 @@
 // Dot products: of rows with one vector, a product with one row or one column.
 
-// Lane i: the sum of the lanes of x[i], folded by halves as by sum_of; Count <= 2 Half.
+// Lane i: the sum of the lanes of x[i], folded by halves as by sum_of. Count is a power of two, at most 2 Half.
 template <class T, int Half, int Count>
 INLINE Vec<T> sums_of(Vec<T> (&x)[Count]) {
   if constexpr (Half == 0) {
@@ -32,7 +32,7 @@ INLINE void dots_of(index depth, const T* w, index ldw, const T* x, T start, T* 
   for (; k + step <= depth; k += step) add([](const T* p, int) { return load<T>(p); });
   if (k < depth) add([&](const T* p, int v) { return load_part<T>(p, clamp(depth - k - v * L, L)); });
   Vec<T> folded[Rows];
-  UNROLL for (int i = 0; i < Rows; i++) folded[i] = fold_vectors<T>(sum[i], [](Vec<T> a, Vec<T> b) { return a + b; });
+  UNROLL for (int i = 0; i < Rows; i++) folded[i] = fold_vectors<T>(sum[i], plus<T>);
   store_part<T>(out, start + sums_of<T, L / 2>(folded), Rows);
 }
 

@@ -19,10 +19,12 @@ constexpr index max_row_depth = 4096 / index(sizeof(T));
 // rows of the result, and again for each block of b, which is twice as large for that.
 template <class T>
 constexpr index packed_size = (index(1) << 19) / index(sizeof(T));
+template <class T>
+constexpr index packed_beside_a = 2 * packed_size<T>;
 constexpr index packed_rows = 192;
 // Elements of scratch that one product needs.
 template <class T>
-constexpr index scratch_size = 2 * packed_size<T> + packed_rows * max_depth;
+constexpr index scratch_size = packed_beside_a<T> + packed_rows * max_depth;
 
 // A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
 // one another. A product reads or writes one from end to end.
@@ -42,7 +44,8 @@ struct Panels {
 };
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
-// by one fused multiply-add per step, whatever the blocking. One column that is not padded is summed as by `dots`.
+// by one fused multiply-add per step, whatever the blocking. In gemm, a column by itself (ldb = ldc = 1, not padded,
+// with one start) is summed as by `dots`.
 template <class T>
 struct Gemm {
   index rows, columns, depth;

@@ -39,6 +39,8 @@ void row_tile(const Gemm<T>& g, const T* a, index n, index columns) {
     store_part<T>(c + (V - 1) * L, sum[V - 1], last);
 }
 
+constexpr std::make_integer_sequence<int, 8> row_tiles{};  // the vectors of each, less one
+
 template <class T, int... Below>
 INLINE void row_product(const Gemm<T>& g, const T* a, index columns, std::integer_sequence<int, Below...>) {
   static constexpr void (*tiles[])(const Gemm<T>&, const T*, index, index) = {row_tile<T, Below + 1>...};
@@ -185,7 +187,7 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   constexpr index most_depth = A::transposed ? max_depth : max_row_depth<T>;
   const index depth =
       even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
-  constexpr index most_packed = A::transposed ? 2 * packed_size<T> : packed_size<T>;
+  constexpr index most_packed = A::transposed ? packed_beside_a<T> : packed_size<T>;
   const index most_columns = several && depth ? most_packed / depth / G * G : G;
   return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, G)};
 }
@@ -224,7 +226,7 @@ void product(const Gemm<T>& g, index last_column) {
                 g.rate,
                 rest < vectors_of<T>(rest) * L ? rest % L : L};
       };
-      T* const packed_a = blocks.pack_a ? packed_b + 2 * packed_size<T> : nullptr;
+      T* const packed_a = blocks.pack_a ? packed_b + packed_beside_a<T> : nullptr;
       multiply(g.rows, depth, first, end, whole_a.from(0, k), packed_a, columns, target);
       k += depth;
     } while (k < g.depth);
@@ -264,8 +266,8 @@ void transposed_product(const Gemm<T>& g) {
 template <class T, class A, bool TransposedB>
 void gemm(const Gemm<T>& g);
 
-// One or few columns would leave most lanes empty, unless vectors run along another dimension; a column of elements
-// side by side is as well a row. Whether this was such a product.
+// One or few columns would leave most lanes empty, unless vectors run along another dimension; and elements of a column
+// side by side are as well a row, also where the depth is one. Whether this was such a product.
 template <class T, class A, bool TransposedB>
 INLINE bool narrow_product(const Gemm<T>& g) {
   const bool one = g.columns == 1 && g.ldb == 1 && g.ldc == 1;
@@ -274,12 +276,13 @@ INLINE bool narrow_product(const Gemm<T>& g) {
     if (g.depth > 1 || g.lda > 1 || g.ldb > 1) return false;
     gemm<T, ColumnMajor<T>, false>(g);
   } else if constexpr (std::is_same_v<A, RowMajor<T>>) {
-    if (!one) return false;
+    if (!one || g.start_stride) return false;
     dots(g.rows, g.depth, g.a, g.lda, g.b, g.start ? *g.start : T(0), g.c);
   } else if constexpr (std::is_same_v<A, ColumnMajor<T>>) {
     if (g.start) return false;
     if (one)
-      gemm<T, RowMajor<T>, false>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, g.scratch});
+      row_product<T>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, g.scratch}, g.b, g.rows,
+                     row_tiles);
     else if (2 * g.columns <= lanes<T> && g.rows >= 4 * lanes<T> && g.depth >= 8)
       transposed_product(g);
     else
@@ -295,8 +298,7 @@ void gemm(const Gemm<T>& g) {
   if (narrow_product<T, A, TransposedB>(g)) return;
   const index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
   if constexpr (!A::transposed && !TransposedB) {
-    if (g.rows == 1 && !g.descends)
-      return row_product(g, A::of(g).row(0), last_column, std::make_integer_sequence<int, 8>{});
+    if (g.rows == 1 && !g.descends) return row_product(g, A::of(g).row(0), last_column, row_tiles);
   }
   if constexpr (A::transposed) {
     if (g.depth == 1 && !g.start && !g.padded) return outer_product<T, A>(g);

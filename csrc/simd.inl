@@ -213,6 +213,9 @@ INLINE T fold(Wide<T> wide, F f) {
 }
 
 template <class T>
+constexpr auto plus = [](Vec<T> x, Vec<T> y) { return x + y; };
+
+template <class T>
 INLINE T sum_of(const Wide<T>& wide) {
-  return fold<T>(wide, [](Vec<T> x, Vec<T> y) { return x + y; });
+  return fold<T>(wide, plus<T>);
 }

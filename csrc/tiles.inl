@@ -50,7 +50,7 @@ struct PackedColumns {
   static constexpr bool transposed = true;
   const T* data;
   index block;
-  PackedColumns from(index i, index) const { return {i ? data + block : data, block}; }
+  PackedColumns from(index, index) const { return {data + block, block}; }
   const T* column(index k) const { return data + k * Stride; }
 };
 

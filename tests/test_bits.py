@@ -22,6 +22,7 @@ SCHEDULES = {
     "tiles": ([5, 33, 17, 3], 1201, 4000),
     "rows, then weights": ([65, 129, 67, 5], 90, 2000),
     "rows, then weights, of more rows than are summed at once": ([390, 401, 10], 300, 700),
+    "rows, then weights, of more inputs than stay near": ([5, 1400, 300, 3], 100, 200),
     "inputs, then tail": ([787, 31, 10], 13, 3000),
     "inputs, then tail, an odd number of parts": ([600, 31, 10], 13, 1000),
     "parts": ([65, 129, 67, 5], 250, 1010),

@@ -15,13 +15,14 @@ ACTIVATIONS = list(pf.activations.ACTIVATIONS)
 ELEMENTWISE = [name for name, f in pf.activations.ACTIVATIONS.items() if not f.rowwise]
 
 # (batch, inputs, outputs): empty, one, around the tiles (6, 8 and 12 rows; 4 to 32 columns) and blocks
-# (96, 384 rows; depth 256), primes, and shapes of real networks.
+# (96, 192 rows; depth 256), primes, and shapes of real networks.
 SHAPES = [
     (0, 3, 2), (3, 0, 2), (3, 2, 0), (1, 1, 1), (2, 1, 3), (1, 17, 5), (5, 4, 7), (6, 8, 8), (7, 9, 16),
     (8, 5, 17), (9, 31, 15), (12, 33, 31), (13, 7, 32), (17, 3, 33), (10, 784, 30), (10, 30, 10), (97, 4, 32),
     (64, 257, 63), (191, 13, 11), (193, 29, 65), (25, 300, 70), (200, 24, 8), (40, 520, 129),
     (385, 9, 5), (11, 387, 6), (1, 78, 70),
-    (0, 3, 1), (3, 0, 1), (33, 130, 1), (9, 1, 70), (70, 300, 3), (8, 70, 2), (7, 66, 210),
+    (0, 3, 1), (3, 0, 1), (70, 1, 1), (33, 130, 1), (9, 1, 70), (70, 300, 3), (8, 70, 2), (7, 66, 210),
+    (3, 70, 33),
 ]  # fmt: skip
 
 
