@@ -71,7 +71,8 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
   out += block.row * s.inputs + block.column;
   // By the rows of the whole call: the sum is another. Transposing w costs as much as some rows' dot products, each
   // row's with a few of w's while those are near.
-  constexpr index few = 3, near = 32;
+  constexpr index near = 32;
+  const index few = s.outputs >= 16 ? 3 : s.outputs > 1 ? 1 : 0;
   if (s.rows <= few) {
     for (index first = 0; first < block.columns; first += near) {
       const index count = std::min(near, block.columns - first);
