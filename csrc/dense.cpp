@@ -92,7 +92,8 @@ template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
                    const Activation<T>& activation, T* z, T* a) {
   const int threads = threads_for<T>(work(s));
-  // From 96 rows on, w is packed; fewer are better not split where w is the larger operand by far.
+  // By columns, each block packs or reads its part of w only: from 96 rows on w is packed; before, where it is the
+  // larger operand by far, reading it is most of the work.
   const bool by_columns = activation.elementwise && (s.rows >= 96 || 4 * s.rows <= s.outputs);
   const Grid grid(s.rows, s.outputs, threads, by_columns);
   T* const scratch = scratch_for<T>(threads);
