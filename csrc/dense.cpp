@@ -24,11 +24,19 @@ struct Block {
   index row, rows, column, columns;
 };
 
-// A result (rows, columns) in blocks, as many for each thread; by columns first where a block packs those of the right
-// operand, so that it packs few, or where that operand is the larger by far.
+// Whether threads had better split the columns of a product's result than its rows. Writing to one row, they fetch what
+// follows their part of it from each other; by rows, each reads the whole right operand. That is most of the work where
+// it is large beside the result or the caches.
+bool by_columns(index rows, index depth, index columns) {
+  return 5 * rows <= depth || depth * columns >= index(1) << 20;
+}
+// For d w^T, which transposes the right operand too.
+bool inputs_by_columns(LayerShape s) { return s.rows <= 64 || by_columns(s.rows, s.outputs, s.inputs); }
+
+// A result (rows, columns) in blocks, as many for each thread.
 struct Grid {
-  Grid(index rows, index columns, int threads, bool by_columns)
-      : across_(by_columns ? parts(columns / (2 * unit), threads) : 1),
+  Grid(index rows, index columns, int threads, bool split_columns)
+      : across_(split_columns ? parts(columns / (2 * unit), threads) : 1),
         columns_(columns),
         down_(rows, threads / across_) {}
 
@@ -92,10 +100,7 @@ template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
                    const Activation<T>& activation, T* z, T* a) {
   const int threads = threads_for<T>(work(s));
-  // By columns, each block packs or reads its part of w only: from 96 rows on w is packed; before, where it is the
-  // larger operand by far, reading it is most of the work.
-  const bool by_columns = activation.elementwise && (s.rows >= 96 || 4 * s.rows <= s.outputs);
-  const Grid grid(s.rows, s.outputs, threads, by_columns);
+  const Grid grid(s.rows, s.outputs, threads, activation.elementwise && by_columns(s.rows, s.inputs, s.outputs));
   T* const scratch = scratch_for<T>(threads);
   T* const sums = z ? z : a;
   threads::for_each(grid.count(), threads, [&](index i, int thread) {
@@ -113,7 +118,7 @@ template <class T>
 void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, const T* w, const T* slopes,
                       const Activation<T>& activation, T* out) {
   const int threads = threads_for<T>(work(s));
-  const Grid grid(s.rows, s.inputs, threads, activation.elementwise);
+  const Grid grid(s.rows, s.inputs, threads, activation.elementwise && inputs_by_columns(s));
   T* const scratch = scratch_for<T>(threads);
   threads::for_each(grid.count(), threads, [&](index i, int thread) {
     const Block block = grid.block(i);
@@ -129,7 +134,7 @@ void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, con
                     T* dx) {
   const int threads = threads_for<T>(work(s) * (dx ? 2 : 1));
   const Tiles weights(s.inputs, threads);
-  const Grid inputs(s.rows, s.inputs, threads, true);
+  const Grid inputs(s.rows, s.inputs, threads, inputs_by_columns(s));
   T* const scratch = scratch_for<T>(threads);
   const index tasks = weights.count + (dx ? inputs.count() : 0) + 1;
   threads::for_each(tasks, threads, [&](index task, int thread) {

@@ -15,8 +15,11 @@ struct LayerShape {
 
 // Multiply-adds of one product of the layer; what the caller needs to judge its cost.
 inline double multiply_adds(LayerShape s) { return double(s.rows) * double(s.inputs) * double(s.outputs); }
-// And with what it takes to read or write the weights, some eight multiply-adds each.
-inline double work(LayerShape s) { return double(s.rows + 8) * double(s.inputs) * double(s.outputs); }
+// And with what it takes to read or write the arrays, some eight multiply-adds an element.
+inline double work(LayerShape s) {
+  const double rows = double(s.rows), inputs = double(s.inputs), outputs = double(s.outputs);
+  return multiply_adds(s) + 8 * (rows * inputs + inputs * outputs + rows * outputs);
+}
 
 // a = f(x w + b). z, when not null, receives x w + b.
 template <class T>
