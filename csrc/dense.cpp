@@ -36,7 +36,7 @@ bool inputs_by_columns(LayerShape s) { return s.rows <= 64 || by_columns(s.rows,
 // A result (rows, columns) in blocks, as many for each thread.
 struct Grid {
   Grid(index rows, index columns, int threads, bool split_columns)
-      : across_(split_columns ? parts(columns / (2 * unit), threads) : 1),
+      : across_(split_columns ? parts(columns / unit, threads) : 1),
         columns_(columns),
         down_(rows, threads / across_) {}
 
@@ -133,18 +133,18 @@ template <class T>
 void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* d, T* dw, T* db,
                     T* dx) {
   const int threads = threads_for<T>(work(s) * (dx ? 2 : 1));
-  const Tiles weights(s.inputs, threads);
+  const Grid weights(s.inputs, s.outputs, threads, by_columns(s.inputs, s.rows, s.outputs));
   const Grid inputs(s.rows, s.inputs, threads, inputs_by_columns(s));
   T* const scratch = scratch_for<T>(threads);
-  const index tasks = weights.count + (dx ? inputs.count() : 0) + 1;
+  const index tasks = weights.count() + (dx ? inputs.count() : 0) + 1;
   threads::for_each(tasks, threads, [&](index task, int thread) {
     T* const own = scratch + thread * scratch_size<T>;
-    if (task < weights.count) {
-      const index first = weights.begin(task), count = weights.begin(task + 1) - first;
-      kernels.gemm_at({count, s.outputs, s.rows, x + first, s.inputs, d, s.outputs, nullptr, 0, dw + first * s.outputs,
-                       s.outputs, own});
+    if (task < weights.count()) {
+      const Block block = weights.block(task);
+      kernels.gemm_at({block.rows, block.columns, s.rows, x + block.row, s.inputs, d + block.column, s.outputs, nullptr,
+                       0, dw + block.row * s.outputs + block.column, s.outputs, own});
     } else if (task + 1 < tasks) {
-      propagate(kernels, s, inputs.block(task - weights.count), d, w, dx, own);
+      propagate(kernels, s, inputs.block(task - weights.count()), d, w, dx, own);
     } else {
       std::fill_n(db, s.outputs, T(0));
       kernels.add_rows(s.rows, s.outputs, s.outputs, d, db);

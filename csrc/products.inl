@@ -102,9 +102,10 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
   // Either a panel of b stays in the first-level cache while the rows of a go by, which come from the second, or a
   // block of rows while the panels go by. Of little depth, most of the work is to write the result: row by row, unless
   // its rows are short or it lies in panels itself.
-  const index panel_bytes = v * L * depth * index(sizeof(T)), a_bytes = rows * depth * index(sizeof(T));
-  const bool row_by_row =
-      depth < 16 && !target(first).in_panels() && rows * (end - first) * index(sizeof(T)) > 16 * 1024;
+  const index panel_bytes = v * L * depth * index(sizeof(T)), a_bytes = rows * depth * index(sizeof(T)),
+              row_bytes = (end - first) * index(sizeof(T));
+  const bool row_by_row = depth < 48 && row_bytes >= 1024 && rows * row_bytes > (depth < 16 ? 16 : 1024) * 1024 &&
+                          !target(first).in_panels();
   if (end - first <= W || (!row_by_row && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
     return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
   // Panels of the widest tiles lie at equal distances.
@@ -324,20 +325,28 @@ void spread(index rows, index columns, const T* from, index from_stride, T* to, 
 template <class T>
 void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
   constexpr int chains = 4;
-  const Vec<T> nothing = -Vec<T>{};
-  index j = 0;
-  for (; j + lanes<T> <= columns; j += lanes<T>) {
-    Vec<T> sum[chains] = {load<T>(sums + j), nothing, nothing, nothing};
+  constexpr index L = lanes<T>;
+  const auto whole = [](const T* p) { return load<T>(p); };
+  // Of the vector at column j, which may be read whole in some rows, and in all of them by `read`.
+  const auto total = [&](index j, index whole_rows, auto read) {
+    const Vec<T> nothing = -Vec<T>{};
+    Vec<T> sum[chains] = {read(sums + j), nothing, nothing, nothing};
     index r = 0;
-    for (; r + chains <= rows; r += chains) {
-      UNROLL for (int i = 0; i < chains; i++) sum[i] += load<T>(x + (r + i) * stride + j);
-    }
-    for (; r < rows; r++) sum[0] += load<T>(x + r * stride + j);
-    store<T>(sums + j, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-  }
-  for (; j < columns; j++) {
-    T sum[chains] = {sums[j], T(-0.0), T(-0.0), T(-0.0)};
-    for (index r = 0; r < rows; r++) sum[r < rows / chains * chains ? r % chains : 0] += x[r * stride + j];
-    sums[j] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  }
+    const auto add = [&](index end, auto by) {
+      for (; r + chains <= end; r += chains) {
+        UNROLL for (int i = 0; i < chains; i++) sum[i] += by(x + (r + i) * stride + j);
+      }
+    };
+    add(whole_rows, whole);
+    add(rows, read);
+    for (; r < rows; r++) sum[0] += read(x + r * stride + j);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  };
+  index j = 0;
+  for (; j + L <= columns; j += L) store<T>(sums + j, total(j, rows, whole));
+  if (j == columns) return;
+  const index rest = columns - j;
+  // A whole vector reaches L - rest elements into the next rows; so near the end, past the last one.
+  const index whole_rows = rows > 1 ? rows - (L - rest + stride - 1) / stride : 0;
+  store_part<T>(sums + j, total(j, whole_rows, [&](const T* p) { return load_part<T>(p, rest); }), rest);
 }
