@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 FORMATTED := $(filter-out csrc/coefficients.inl, $(wildcard csrc/*.cpp csrc/*.hpp csrc/*.inl))
 
-.PHONY: help demo test ptx lint bench claims measure clean
+.PHONY: help demo test ptx lint bench sweep claims measure clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -31,14 +31,17 @@ lint: $(STAMP)-lint  ## check style, types and spelling
 	$(VENV)/bin/codespell --skip build,dist
 
 bench:  ## time everything beside the peers (20 to 30 minutes); QUICK=1: about 5; AVX2=1: without AVX-512; NAME=... names the results
-	@$(MAKE) --no-print-directory VENV=.venv-bench measure
+	@$(MAKE) --no-print-directory VENV=.venv-bench SCRIPT=run.py measure
+
+sweep:  ## time the kernels on a grid of shapes, beside NumPy and PyTorch (7 minutes); AVX2=1, NAME=... as above
+	@$(MAKE) --no-print-directory VENV=.venv-bench SCRIPT=sweep.py measure
 
 claims: $(STAMP)-test  ## time what bench does not show: threads, neighbours, dtypes; NAME=... names the results
 	@$(VENV)/bin/python benchmarks/claims.py $(if $(NAME),--name $(NAME))
 
 # In an environment of its own: the peers are large.
 measure: $(STAMP)-bench
-	@$(VENV)/bin/python benchmarks/run.py $(if $(QUICK),--quick) $(if $(AVX2),--avx2) $(if $(NAME),--name $(NAME))
+	@$(VENV)/bin/python benchmarks/$(SCRIPT) $(if $(QUICK),--quick) $(if $(AVX2),--avx2) $(if $(NAME),--name $(NAME))
 
 clean:  ## remove what was built, .venv included
 	rm -rf $(VENV) .venv-bench build dist .mypy_cache .pytest_cache .ruff_cache

@@ -25,7 +25,7 @@ def pairs(one: Results, other: Results) -> Iterator[tuple[str, Ratio, Ratio]]:
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    runs = [Results(HERE / "results" / name) for name in sys.argv[1:]]
+    runs = [Results.read(HERE / "results" / name) for name in sys.argv[1:]]
     every = list(pairs(*runs))
     quiet = [(name, a.value, b.value) for name, a, b in every if not (a.noisy or b.noisy)]
     apart = [each for each in quiet if max(each[1:]) > (1 + TOLERATED) * min(each[1:])]

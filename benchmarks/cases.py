@@ -5,7 +5,9 @@ Training workloads stand in ``pyfastnn.bench``, which users have installed; the 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import product
 
 from pyfastnn.bench import WORKLOADS, Workload
 
@@ -27,6 +29,9 @@ SHAPES = (
     (1024, 1024, 1024),
     (10_000, 32, 16),
 )
+# Of the sweep, all combinations that are not too large.
+_ROWS, _INPUTS, _OUTPUTS = (1, 3, 10, 32, 100, 512, 3000), (3, 16, 50, 200, 784, 2000), (1, 4, 30, 128, 500)
+GRID = tuple(shape for shape in product(_ROWS, _INPUTS, _OUTPUTS) if math.prod(shape) < 1e9)
 KERNELS = ("dense_forward", "sigmoid_delta", "dense_backward")
 DTYPES = ("float32", "float64")
 

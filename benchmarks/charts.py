@@ -1,8 +1,9 @@
-"""The pictures of a report: ratios to the others, scaling with threads, the roofline."""
+"""The pictures of a report: ratios to the others, scaling with threads, the roofline; and of a sweep."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -273,14 +274,57 @@ def _slope(axes: Axes) -> float:
     return math.degrees(math.atan2(y1 - y0, x1 - x0))
 
 
-def write(results: Results, folder: Path) -> list[str]:
-    """The pictures that the results allow; returns their names."""
-    names = []
+def sweep(results: Results) -> plt.Figure:
+    """A field for each kernel and shape, as blue as pyfastnn is faster than the fastest of the others."""
+    threads = results.counts[-1]
+    others = results.contenders("kernels", threads)[1:]
+    found: dict[str, dict[tuple[int, ...], float]] = {}
+    for case in results.cases("kernels", threads):
+        about = results.records["kernels", case, threads, results.ours].about
+        ratios = [results.ratio("kernels", case, threads, name) for name in others]
+        values = [ratio.value for ratio in ratios if ratio]
+        found.setdefault(about["kernel"], {})[tuple(about["shape"])] = min(values, default=math.nan)
+    size = 15, 3.1 * len(found) + 1
+    figure, panels = plt.subplots(len(found), 1, sharex=True, figsize=size, squeeze=False)
+    for axes, (kernel, ratios_of) in zip(panels[:, 0], found.items(), strict=True):
+        batches = sorted({n for n, _, _ in ratios_of})
+        layers = sorted({(k, m) for _, k, m in ratios_of})
+        values_of = np.array([[ratios_of.get((n, *layer), math.nan) for layer in layers] for n in batches])
+        axes.imshow(np.log2(values_of), cmap="PuOr", vmin=-2, vmax=2, aspect="auto")
+        for (row, column), value in np.ndenumerate(values_of):
+            if not math.isnan(value):
+                text = f"{value:.1f}" if value < 10 else f"{value:.0f}"
+                weight = "bold" if value < 0.95 else "normal"
+                color = "white" if abs(math.log2(value)) > 1.3 else "black"
+                axes.text(
+                    column, row, text, ha="center", va="center", fontsize=8, fontweight=weight, color=color
+                )
+        axes.set_yticks(range(len(batches)), [f"{n:,}" for n in batches])
+        names = [f"{k}x{m}" for k, m in layers]
+        axes.set_xticks(range(len(layers)), names, rotation=60, ha="right", fontsize=9)
+        axes.set(ylabel="batch")
+        axes.set_title(kernel, loc="left", fontsize=11, fontweight="bold")
+        axes.tick_params(length=0)
+    panels[-1, 0].set_xlabel("inputs x outputs")
+    _titles(
+        figure,
+        f"How many times faster than the fastest of {', '.join(others)}",
+        f"violet: pyfastnn is faster, orange and bold: the other is; {where(results, threads)}",
+    )
+    return figure
+
+
+def save(draw: Callable[[Results], plt.Figure | None], results: Results, folder: Path) -> list[str]:
+    """The picture, where the results allow it; returns its name."""
     with plt.rc_context(STYLE):
-        for draw in (ratios, scaling, roofline):
-            figure = draw(results)
-            if figure is not None:
-                figure.savefig(folder / f"{draw.__name__}.png")
-                plt.close(figure)
-                names.append(draw.__name__)
-    return names
+        figure = draw(results)
+        if figure is None:
+            return []
+        figure.savefig(folder / f"{draw.__name__}.png")
+        plt.close(figure)
+    return [draw.__name__]
+
+
+def write(results: Results, folder: Path) -> list[str]:
+    """The pictures of a report that the results allow; returns their names."""
+    return [name for draw in (ratios, scaling, roofline) for name in save(draw, results, folder)]

@@ -196,7 +196,7 @@ def sections(results: Results, name: str, pictures: list[str]) -> Iterator[str]:
 
 def write(folder: Path) -> None:
     """report.md and the pictures."""
-    results = Results(folder)
+    results = Results.read(folder)
     pictures = charts.write(results, folder)
     (folder / "report.md").write_text("\n".join(sections(results, folder.name, pictures)) + "\n")
     print(f"{folder / 'report.md'}", file=sys.stderr)

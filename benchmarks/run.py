@@ -246,11 +246,9 @@ def measure(settings: Settings, counts: list[int], limited: Mapping[str, str]) -
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="about 5 minutes, fewer cases")
+def set_up(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Mapping[str, str]]:
+    """The arguments, and what keeps libraries from AVX-512; the compiled core is in use now."""
     parser.add_argument("--avx2", action="store_true", help="as on a machine without AVX-512")
-    parser.add_argument("--name", help="folder of benchmarks/results to write; default: full or quick")
     arguments = parser.parse_args()
     limited = only_avx2() if arguments.avx2 else {}
     os.environ.update(limited)
@@ -258,6 +256,14 @@ def main() -> None:
     if status != "available":
         sys.exit(f"benchmarks: nothing to compare, since {status}")
     pf.set_backend(CppBackend())  # imports have loaded one, maybe of another instruction set
+    return arguments, limited
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="about 5 minutes, fewer cases")
+    parser.add_argument("--name", help="folder of benchmarks/results to write; default: full or quick")
+    arguments, limited = set_up(parser)
     settings = QUICK if arguments.quick else FULL
     folder = HERE / "results" / (arguments.name or ("quick" if arguments.quick else "full"))
     begin = time.perf_counter()

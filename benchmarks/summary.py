@@ -1,4 +1,4 @@
-"""What the numbers of results.json say: medians, spreads, ratios, what is noise, shares of the limit."""
+"""What the numbers of a run say: medians, spreads, ratios, what is noise, shares of the limit."""
 
 from __future__ import annotations
 
@@ -83,16 +83,21 @@ def compare(ours: Record, theirs: Record) -> Ratio:
 
 
 class Results:
-    """results.json of a folder, to ask for."""
+    """What a run has measured, to ask for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.raw = json.loads((folder / "results.json").read_text())
+    def __init__(self, raw: dict[str, Any]) -> None:
+        self.raw = raw
         self.counts: list[int] = self.raw["threads"]
         self.limits = {int(threads): limits for threads, limits in self.raw["limits"].items()}
         self.records: dict[tuple[str, str, int, str], Record] = {}
         for each in self.raw["records"]:
             key = each["family"], each["case"], each["threads"], each["contender"]
             self.records[key] = Record(*key, tuple(tuple(visit) for visit in each["visits"]), each)
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """From results.json."""
+        return cls(json.loads((folder / "results.json").read_text()))
 
     @cached_property
     def ours(self) -> str:

@@ -90,12 +90,11 @@ INLINE Vec<T> sigmoid(Vec<T> x) {
 }
 
 INLINE Vec<float> hyperbolic_tangent(Vec<float> x) {
-  const Vec<float> u = x * x;
+  // Past 9.01 it is one: by the ratio to x of there, the quotient exceeds one. Before, a rounding error may do that.
+  const Vec<float> u = minimum(broadcast(9.01f * 9.01f), x * x);
   const Vec<float> t =
       x * polynomial<float>(coefficients::tanh_top_f32, u) / polynomial<float>(coefficients::tanh_bottom_f32, u);
-  // Past 9.01 it is one; before, the quotient may exceed one by a rounding error.
-  const Vec<float> bounded = minimum(broadcast(1.f), maximum(broadcast(-1.f), t));
-  return absolute<float>(x) > 9.01f ? with_sign<float>(broadcast(1.f), x) : bounded;
+  return minimum(broadcast(1.f), maximum(broadcast(-1.f), t));
 }
 
 INLINE Vec<double> hyperbolic_tangent(Vec<double> x) {
