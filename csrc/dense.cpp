@@ -77,11 +77,11 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
                T* scratch) {
   w += block.column * s.outputs;
   out += block.row * s.inputs + block.column;
-  // By the rows of the whole call: the sum is another. Transposing w costs as much as some rows' dot products, each
-  // row's with a few of w's while those are near.
+  // By the shape of the whole call: the sum is another. Transposing w costs as much as some rows' dot products, each
+  // row's with a few of w's while those are near; and few inputs would fill part of a vector only.
   constexpr index near = 32;
   const index few = s.outputs >= 16 ? 3 : s.outputs > 1 ? 1 : 0;
-  if (s.rows <= few) {
+  if (s.rows <= few || (s.inputs <= 4 && s.outputs >= 64)) {
     for (index first = 0; first < block.columns; first += near) {
       const index count = std::min(near, block.columns - first);
       for (index row = 0; row < block.rows; row++)

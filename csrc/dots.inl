@@ -41,5 +41,6 @@ void dots(index rows, index depth, const T* w, index ldw, const T* x, T start, T
   constexpr int several = lanes<T> < 4 ? lanes<T> : 4;
   index i = 0;
   for (; i + several <= rows; i += several) dots_of<T, several>(depth, w + i * ldw, ldw, x, start, out + i);
+  for (; i + 2 <= rows; i += 2) dots_of<T, 2>(depth, w + i * ldw, ldw, x, start, out + i);
   for (; i < rows; i++) dots_of<T, 1>(depth, w + i * ldw, ldw, x, start, out + i);
 }

@@ -22,7 +22,7 @@ SHAPES = [
     (64, 257, 63), (191, 13, 11), (193, 29, 65), (25, 300, 70), (200, 24, 8), (40, 520, 129),
     (385, 9, 5), (11, 387, 6), (1, 78, 70),
     (0, 3, 1), (3, 0, 1), (70, 1, 1), (33, 130, 1), (9, 1, 70), (70, 300, 3), (8, 70, 2), (7, 66, 210),
-    (3, 70, 33),
+    (3, 70, 33), (7, 130, 2), (9, 200, 4), (6, 4, 70),
 ]  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def poisoned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.full(shape, np.nan, dtype)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (100, 520, 1100)])  # several blocks in every direction
+# And several blocks in every direction; few columns, too long to be laid out as rows.
+@pytest.mark.parametrize("shape", [*SHAPES, (100, 520, 1100), (5, 20_000, 3)])
 def test_products_of_small_integers_are_exact(backend, dtype, shape):
     n, k, m = shape
     rng = np.random.default_rng(1)
