@@ -45,7 +45,7 @@ struct Panels {
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
 // by one fused multiply-add per step, whatever the blocking. In gemm, a column by itself (ldb = ldc = 1) and up to four
-// of a depth from 128 to 16,384, not padded and with one start, are summed as by `dots`.
+// of a depth from 512 to 16,384, not padded and with one start, are summed as by `dots`.
 template <class T>
 struct Gemm {
   index rows, columns, depth;

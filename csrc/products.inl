@@ -264,9 +264,9 @@ void transposed_product(const Gemm<T>& g) {
   }
 }
 
-// Of rows with few columns, which are laid side by side as rows for that.
+// Of rows with few columns, which are laid side by side as rows for that. Not inlined: gemm shall begin quickly.
 template <class T>
-void dots_with_columns(const Gemm<T>& g) {
+__attribute__((noinline)) void dots_with_columns(const Gemm<T>& g) {
   const index stride = (g.depth + lanes<T> - 1) / lanes<T> * lanes<T>;
   transpose_rows<T>(g.columns, g.depth, stride, g.b, g.ldb, g.scratch, stride);
   for (index i = 0; i < g.rows; i++) {
@@ -292,7 +292,7 @@ INLINE bool narrow_product(const Gemm<T>& g) {
     if (g.start_stride) return false;
     if (one)
       dots(g.rows, g.depth, g.a, g.lda, g.b, g.start ? *g.start : T(0), g.c);
-    else if (g.columns <= 4 && g.depth >= 128 && g.depth <= 1 << 14)
+    else if (g.columns <= 4 && g.depth >= 512 && g.depth <= 1 << 14)
       dots_with_columns(g);
     else
       return false;
