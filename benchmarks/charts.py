@@ -275,7 +275,7 @@ def _slope(axes: Axes) -> float:
 
 
 def sweep(results: Results) -> plt.Figure:
-    """A field for each kernel and shape, as blue as pyfastnn is faster than the fastest of the others."""
+    """A field for each kernel and shape, as violet as pyfastnn is faster than the fastest of the others."""
     threads = results.counts[-1]
     others = results.contenders("kernels", threads)[1:]
     found: dict[str, dict[tuple[int, ...], float]] = {}

@@ -101,13 +101,15 @@ def test_the_sign_of_zero_is_the_same_on_any_number_of_threads(dtype):
         assert_same_bits(gradient, gradients[0], "")
 
 
-# Split by columns, on more threads by rows too; in tall and deep blocks; by rows, since columns are few; of
-# one row and of few; with one column and with few. All are worth waking threads for.
+# By rows, in tall and deep blocks; of one row and of few, so by columns; with one column and with few. By
+# columns of many weights, on more threads by rows too, and of the gradients of few inputs; few outputs and
+# few inputs by dot products. All are worth waking threads for.
 @pytest.mark.parametrize(
     "shape",
     [
         *((150, 300, 520), (300, 700, 130), (1100, 1100, 300), (2500, 90, 100)),
         *((1, 3000, 900), (20, 700, 500), (9000, 500, 1), (3000, 400, 3)),
+        *((150, 1100, 1000), (3000, 30, 200), (3000, 600, 3), (3000, 3, 400)),
     ],
     ids=repr,
 )
