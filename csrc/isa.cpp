@@ -24,6 +24,7 @@ namespace {
 #include "tiles.inl"
 #include "packing.inl"
 #include "dots.inl"
+#include "few.inl"
 #include "products.inl"
 #include "limits.inl"
 

@@ -44,8 +44,9 @@ struct Panels {
 };
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
-// by one fused multiply-add per step, whatever the blocking. In gemm, a column by itself (ldb = ldc = 1) and up to four
-// of a depth from 512 to 16,384, not padded and with one start, are summed as by `dots`.
+// by one fused multiply-add per step, whatever the blocking. But in gemm, if not padded and with one start, a column by
+// itself (ldb = ldc = 1) is summed as by `dots`; and up to four that are all of b, of a depth from 32 on, in as many
+// interleaved sums as 64 bytes have room for four elements, folded by halves.
 template <class T>
 struct Gemm {
   index rows, columns, depth;

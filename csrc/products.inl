@@ -264,18 +264,6 @@ void transposed_product(const Gemm<T>& g) {
   }
 }
 
-// Of rows with few columns, which are laid side by side as rows for that. Not inlined: gemm shall begin quickly.
-template <class T>
-__attribute__((noinline)) void dots_with_columns(const Gemm<T>& g) {
-  const index stride = (g.depth + lanes<T> - 1) / lanes<T> * lanes<T>;
-  transpose_rows<T>(g.columns, g.depth, stride, g.b, g.ldb, g.scratch, stride);
-  for (index i = 0; i < g.rows; i++) {
-    T* const c = g.c + i * g.ldc;
-    dots(g.columns, g.depth, g.scratch, stride, g.a + i * g.lda, T(0), c);
-    for (index j = 0; g.start && j < g.columns; j++) c[j] += g.start[j];
-  }
-}
-
 template <class T, class A, bool TransposedB>
 void gemm(const Gemm<T>& g);
 
@@ -292,8 +280,8 @@ INLINE bool narrow_product(const Gemm<T>& g) {
     if (g.start_stride) return false;
     if (one)
       dots(g.rows, g.depth, g.a, g.lda, g.b, g.start ? *g.start : T(0), g.c);
-    else if (g.columns <= 4 && g.depth >= 512 && g.depth <= 1 << 14)
-      dots_with_columns(g);
+    else if (g.columns <= few && g.columns > 1 && g.depth >= 32 && g.ldb == g.columns)
+      few_columns(g);
     else
       return false;
   } else if constexpr (std::is_same_v<A, ColumnMajor<T>>) {

@@ -102,14 +102,15 @@ def test_the_sign_of_zero_is_the_same_on_any_number_of_threads(dtype):
 
 
 # By rows, in tall and deep blocks; of one row and of few, so by columns; with one column and with few. By
-# columns of many weights, on more threads by rows too, and of the gradients of few inputs; few outputs and
-# few inputs by dot products. All are worth waking threads for.
+# columns of many weights, on more threads by rows too, and of the gradients of few inputs; few outputs in
+# interleaved sums, few inputs by dot products. All are worth waking threads for.
 @pytest.mark.parametrize(
     "shape",
     [
         *((150, 300, 520), (300, 700, 130), (1100, 1100, 300), (2500, 90, 100)),
         *((1, 3000, 900), (20, 700, 500), (9000, 500, 1), (3000, 400, 3)),
-        *((150, 1100, 1000), (3000, 30, 200), (3000, 600, 3), (3000, 3, 400)),
+        *((150, 1100, 1000), (3000, 30, 200), (3000, 601, 3), (3000, 3, 400)),
+        *((3001, 334, 2), (1003, 1037, 4)),
     ],
     ids=repr,
 )
@@ -160,7 +161,7 @@ def test_one_row_has_the_bits_of_its_batch(backend, dtype, inputs):
     """A single row goes another way, which depends on how many vectors its columns fill."""
     rng = np.random.default_rng(2)
     for outputs in range(1, 150):
-        sizes = (3, inputs), (inputs, outputs), (outputs,)
+        sizes = (5, inputs), (inputs, outputs), (outputs,)
         x, w, b = (rng.normal(size=size).astype(dtype) for size in sizes)
         with pf.use_backend(backend):
             rows = [pf.dense_forward(x[i : i + 1], w, b) for i in range(len(x))]

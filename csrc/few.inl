@@ -1,0 +1,82 @@
+// Products with two to four columns. One to a lane would leave most lanes empty; so a vector holds several rows of b,
+// four lanes each, and an element is the sum of interleaved ones: as many as 64 bytes have rows, folded by halves.
+
+constexpr int few = 4;  // lanes of a row
+
+// To each lane of vector V of rows of b the element of a that multiplies it.
+template <class T, int V, int... Lane>
+INLINE Vec<T> repeat_elements(Vec<T> a, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(a, a, ((V * lanes<T> + Lane) / few)...);
+}
+// Rows of `Columns`, one behind the other, to their lanes; those past the columns get anything.
+template <class T, int Columns, int... Lane>
+INLINE Vec<T> spread_rows(Vec<T> b, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(b, b, (Lane / few * Columns + Lane % few)...);
+}
+
+// `Rows` rows of a from `row` on by b (depth, Columns).
+template <class T, int Columns, int Rows>
+INLINE void few_columns_of(const Gemm<T>& g, index row) {
+  constexpr index L = lanes<T>, vectors = Wide<T>::vectors;
+  constexpr auto each = std::make_integer_sequence<int, L>{};
+  const T* a[Rows];
+  UNROLL for (int i = 0; i < Rows; i++) a[i] = g.a + (row + i) * g.lda;
+  Wide<T> sum[Rows] = {};
+  // L rows of b, of which `count` are left: `few` vectors.
+  const auto add = [&](index k, index count, auto read_a, auto read_b) {
+    Vec<T> x[Rows];
+    UNROLL for (int i = 0; i < Rows; i++) x[i] = read_a(a[i] + k);
+    const auto add_vector = [&](auto number) {
+      constexpr int v = decltype(number)::value;
+      constexpr index row_of_b = v * L / few, row_of_wide = v / vectors * (Wide<T>::count / few);
+      if (row_of_wide >= count) return;
+      const Vec<T> w = spread_rows<T, Columns>(read_b((k + row_of_b) * Columns + v * L % few), each);
+      UNROLL for (int i = 0; i < Rows; i++) sum[i].part[v % vectors] += repeat_elements<T, v>(x[i], each) * w;
+    };
+    add_vector(std::integral_constant<int, 0>{});
+    add_vector(std::integral_constant<int, 1>{});
+    add_vector(std::integral_constant<int, 2>{});
+    add_vector(std::integral_constant<int, 3>{});
+  };
+  // So many elements are read past L rows.
+  constexpr index past = (few - Columns) * (L > few ? L / few : 1);
+  const index size = g.depth * Columns;
+  index k = 0;
+  for (; (k + L) * Columns + past <= size; k += L)
+    add(k, L, [](const T* p) { return load<T>(p); }, [&](index at) { return load<T>(g.b + at); });
+  for (; k < g.depth; k += L) {
+    add(
+        k, g.depth - k, [&](const T* p) { return load_part<T>(p, clamp(g.depth - k, L)); },
+        [&](index at) { return load_part<T>(g.b + at, clamp(size - at, L)); });
+  }
+  Vec<T> start[L < few ? few / L : 1] = {};
+  if (g.start) {
+    UNROLL for (int j = 0; j < Columns; j += L)
+        __builtin_memcpy(start + j / L, g.start + j, (Columns - j < L ? Columns - j : L) * sizeof(T));
+  }
+  UNROLL for (int i = 0; i < Rows; i++) {
+    auto& part = sum[i].part;
+    UNROLL for (int half = vectors / 2; half * L >= few; half /= 2) {
+      UNROLL for (int v = 0; v < half; v++) part[v] += part[v + half];
+    }
+    if constexpr (L >= 4 * few) part[0] = fold_half<T, 2 * few>(part[0], plus<T>, each);
+    if constexpr (L >= 2 * few) part[0] = fold_half<T, few>(part[0], plus<T>, each);
+    UNROLL for (int j = 0; j < Columns; j += L) {
+      const Vec<T> total = start[j / L] + part[j / L];
+      __builtin_memcpy(g.c + (row + i) * g.ldc + j, &total, (Columns - j < L ? Columns - j : L) * sizeof(T));
+    }
+  }
+}
+
+template <class T, int Columns>
+void rows_by_few(const Gemm<T>& g) {
+  index row = 0;
+  for (; row + 4 <= g.rows; row += 4) few_columns_of<T, Columns, 4>(g, row);
+  for (; row < g.rows; row++) few_columns_of<T, Columns, 1>(g, row);
+}
+
+template <class T>
+void few_columns(const Gemm<T>& g) {
+  static constexpr void (*by_columns[])(const Gemm<T>&) = {rows_by_few<T, 2>, rows_by_few<T, 3>, rows_by_few<T, 4>};
+  by_columns[g.columns - 2](g);
+}
