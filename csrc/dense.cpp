@@ -77,21 +77,12 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
                T* scratch) {
   w += block.column * s.outputs;
   out += block.row * s.inputs + block.column;
-  // By the shape of the whole call: the sum is another. Transposing w costs as much as some rows' dot products, each
-  // row's with a few of w's while those are near; and few inputs would fill part of a vector only.
-  constexpr index near = 32;
-  const index few = s.outputs >= 16 ? 3 : s.outputs > 1 ? 1 : 0;
-  if (s.rows <= few || (s.inputs <= 4 && s.outputs >= 64)) {
-    for (index first = 0; first < block.columns; first += near) {
-      const index count = std::min(near, block.columns - first);
-      for (index row = 0; row < block.rows; row++)
-        kernels.dots(count, s.outputs, w + first * s.outputs, s.outputs, d + (block.row + row) * s.outputs, T(0),
-                     out + row * s.inputs + first);
-    }
-    return;
-  }
-  kernels.gemm_bt({block.rows, block.columns, s.outputs, d + block.row * s.outputs, s.outputs, w, s.outputs, nullptr, 0,
-                   out, s.inputs, scratch});
+  // By the shape of the whole call: the sums are others. Transposing w costs as much as the dot products of some rows;
+  // and few inputs would fill part of a vector only.
+  const index few = s.outputs >= 128 ? 8 : s.outputs >= 16 ? 4 : s.outputs > 1 ? 1 : 0;
+  const bool by_dots = s.rows <= few || (s.inputs <= 4 && s.outputs >= 64);
+  (by_dots ? kernels.gemm_dots : kernels.gemm_bt)({block.rows, block.columns, s.outputs, d + block.row * s.outputs,
+                                                   s.outputs, w, s.outputs, nullptr, 0, out, s.inputs, scratch});
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Dot products: of rows with one vector, a product with one row or one column.
+// Products with a transposed b as dot products: nothing is transposed, and no lane stays empty where there is one row
+// or one column, or few.
 
 // Lane i: the sum of the lanes of x[i], folded by halves as by sum_of. Count is a power of two, at most 2 Half.
 template <class T, int Half, int Count>
@@ -17,30 +18,76 @@ INLINE Vec<T> sums_of(Vec<T> (&x)[Count]) {
   }
 }
 
-// `Rows` dot products, in 64 bytes of lanes each, whatever the instruction set.
-template <class T, int Rows>
-INLINE void dots_of(index depth, const T* w, index ldw, const T* x, T start, T* out) {
+constexpr int power_of_two_from(int least) {
+  int power = 1;
+  while (power < least) power *= 2;
+  return power;
+}
+
+// Rows x Columns dot products, in 64 bytes of lanes each, whatever the instruction set.
+template <class T, int Rows, int Columns>
+void dots_tile(const Gemm<T>& g, index row, index column, T start) {
   constexpr index L = lanes<T>, step = Wide<T>::count;
-  Wide<T> sum[Rows] = {};
+  constexpr int count = power_of_two_from(Rows * Columns);
+  const T *a[Rows], *b[Columns];
+  UNROLL for (int i = 0; i < Rows; i++) a[i] = g.a + (row + i) * g.lda;
+  UNROLL for (int j = 0; j < Columns; j++) b[j] = g.b + (column + j) * g.ldb;
+  Wide<T> sum[Rows][Columns] = {};
   index k = 0;
   const auto add = [&](auto read) {
     UNROLL for (int v = 0; v < Wide<T>::vectors; v++) {
-      const Vec<T> part = read(x + k + v * L, v);
-      UNROLL for (int i = 0; i < Rows; i++) sum[i].part[v] += part * read(w + i * ldw + k + v * L, v);
+      Vec<T> x[Rows];
+      UNROLL for (int i = 0; i < Rows; i++) x[i] = read(a[i] + k + v * L, v);
+      UNROLL for (int j = 0; j < Columns; j++) {
+        const Vec<T> y = read(b[j] + k + v * L, v);
+        UNROLL for (int i = 0; i < Rows; i++) sum[i][j].part[v] += x[i] * y;
+      }
     }
   };
-  for (; k + step <= depth; k += step) add([](const T* p, int) { return load<T>(p); });
-  if (k < depth) add([&](const T* p, int v) { return load_part<T>(p, clamp(depth - k - v * L, L)); });
-  Vec<T> folded[Rows];
-  UNROLL for (int i = 0; i < Rows; i++) folded[i] = fold_vectors<T>(sum[i], plus<T>);
-  store_part<T>(out, start + sums_of<T, L / 2>(folded), Rows);
+  for (; k + step <= g.depth; k += step) add([](const T* p, int) { return load<T>(p); });
+  if (k < g.depth) add([&](const T* p, int v) { return load_part<T>(p, clamp(g.depth - k - v * L, L)); });
+  Vec<T> folded[count] = {};
+  UNROLL for (int i = 0; i < Rows; i++) {
+    UNROLL for (int j = 0; j < Columns; j++) folded[i * Columns + j] = fold_vectors<T>(sum[i][j], plus<T>);
+  }
+  const Vec<T> sums = start + sums_of<T, L / 2>(folded);
+  T* const c = g.c + row * g.ldc + column;
+  if constexpr (Rows == 1) return store_part<T>(c, sums, Columns);
+  UNROLL for (int i = 0; i < Rows; i++) {
+    UNROLL for (int j = 0; j < Columns; j++) c[i * g.ldc + j] = sums[i * Columns + j];
+  }
+}
+
+template <class T, int Columns, int... Tile>
+INLINE void dots_by_tiles(const Gemm<T>& g, T start, std::integer_sequence<int, Tile...>) {
+  constexpr index rows = sizeof...(Tile) / Columns;
+  static constexpr void (*tiles[])(const Gemm<T>&, index, index,
+                                   T) = {dots_tile<T, Tile / Columns + 1, Tile % Columns + 1>...};
+  for (index j = 0; j < g.columns; j += Columns) {
+    const index columns = clamp(g.columns - j, Columns);
+    for (index i = 0; i < g.rows; i += rows)
+      tiles[(clamp(g.rows - i, rows) - 1) * Columns + columns - 1](g, i, j, start);
+  }
+}
+
+// c = start + a b^T. The sums of a tile are kept in registers, and fit into a vector when these are folded.
+template <class T>
+void dots(const Gemm<T>& g, T start) {
+  constexpr int L = lanes<T>;
+  if constexpr (L >= 4) {
+    static constexpr void (*by_depth[])(const Gemm<T>&, T) = {short_dots<T, 1>, short_dots<T, 2>, short_dots<T, 3>,
+                                                              short_dots<T, 4>};
+    if (g.rows == 1 && g.depth > 0 && g.depth <= 4 && g.ldb == g.depth) return by_depth[g.depth - 1](g, start);
+  }
+  if constexpr (L >= 8) {
+    constexpr int columns = Wide<T>::vectors > 1 ? 3 : 4;
+    if (g.rows > 1) return dots_by_tiles<T, columns>(g, start, std::make_integer_sequence<int, L / 4 * columns>{});
+  }
+  constexpr int columns = L < 4 ? L : 4;
+  dots_by_tiles<T, columns>(g, start, std::make_integer_sequence<int, columns>{});
 }
 
 template <class T>
-void dots(index rows, index depth, const T* w, index ldw, const T* x, T start, T* out) {
-  constexpr int several = lanes<T> < 4 ? lanes<T> : 4;
-  index i = 0;
-  for (; i + several <= rows; i += several) dots_of<T, several>(depth, w + i * ldw, ldw, x, start, out + i);
-  for (; i + 2 <= rows; i += 2) dots_of<T, 2>(depth, w + i * ldw, ldw, x, start, out + i);
-  for (; i < rows; i++) dots_of<T, 1>(depth, w + i * ldw, ldw, x, start, out + i);
+void gemm_dots(const Gemm<T>& g) {
+  dots(g, T(0));
 }

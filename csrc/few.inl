@@ -1,7 +1,10 @@
-// Products with two to four columns. One to a lane would leave most lanes empty; so a vector holds several rows of b,
-// four lanes each, and an element is the sum of interleaved ones: as many as 64 bytes have rows, folded by halves.
+// Rows of up to four elements that lie behind one another: several to a vector, since one would leave most lanes
+// empty.
 
 constexpr int few = 4;  // lanes of a row
+
+// Products with few columns: an element is the sum of interleaved ones, as many as 64 bytes have rows of b, folded by
+// halves.
 
 // To each lane of vector V of rows of b the element of a that multiplies it.
 template <class T, int V, int... Lane>
@@ -79,4 +82,39 @@ template <class T>
 void few_columns(const Gemm<T>& g) {
   static constexpr void (*by_columns[])(const Gemm<T>&) = {rows_by_few<T, 2>, rows_by_few<T, 3>, rows_by_few<T, 4>};
   by_columns[g.columns - 2](g);
+}
+
+// Dot products of a with each row of b, which has `Depth` elements; summed as by dots_tile.
+template <class T, int Depth, int... Lane>
+INLINE void short_dots(const Gemm<T>& g, T start, std::integer_sequence<int, Lane...> each) {
+  constexpr int L = lanes<T>, rows = L / few;  // of b in a vector
+  const auto elements = [](Vec<T> b) {
+    return __builtin_shufflevector(b, Vec<T>{}, (Lane % few < Depth ? Lane / few * Depth + Lane % few : L)...);
+  };
+  const Vec<T> a = Vec<T>{(Lane % few < Depth ? g.a[Lane % few] : T(0))...};
+  const index size = g.columns * Depth;
+  const auto sums = [&](index first, auto read) {
+    Vec<T> x[4];
+    UNROLL for (int v = 0; v < 4; v++) x[v] = Vec<T>{} + elements(read((first + v * rows) * Depth)) * a;
+    exchange<T, 2>(x[0], x[1], each);
+    exchange<T, 2>(x[2], x[3], each);
+    Vec<T> y[2] = {x[0] + x[1], x[2] + x[3]};
+    exchange<T, 1>(y[0], y[1], each);
+    // Of the vectors 0, 2, 1, 3 in turn, four lanes a row.
+    const Vec<T> mixed = y[0] + y[1];
+    return start +
+           __builtin_shufflevector(mixed, mixed, (Lane % rows * 4 + (Lane / rows * 2 + Lane / rows / 2) % 4)...);
+  };
+  index i = 0;
+  for (; (i + 3 * rows) * Depth + L <= size; i += L)
+    store<T>(g.c + i, sums(i, [&](index at) { return load<T>(g.b + at); }));
+  for (; i < g.columns; i += L) {
+    const auto part = [&](index at) { return load_part<T>(g.b + at, clamp(size - at, L)); };
+    store_part<T>(g.c + i, sums(i, part), clamp(g.columns - i, L));
+  }
+}
+
+template <class T, int Depth>
+void short_dots(const Gemm<T>& g, T start) {
+  short_dots<T, Depth>(g, start, std::make_integer_sequence<int, lanes<T>>{});
 }

@@ -23,8 +23,8 @@ namespace {
 #include "optimizers.inl"
 #include "tiles.inl"
 #include "packing.inl"
-#include "dots.inl"
 #include "few.inl"
+#include "dots.inl"
 #include "products.inl"
 #include "limits.inl"
 
@@ -35,7 +35,7 @@ constexpr KernelTable<T> make_table() {
           gemm<T, RowMajor<T>, true>,
           gemm<T, RowPointers<T>, false>,
           gemm<T, ColumnPointers<T>, false>,
-          dots<T>,
+          gemm_dots<T>,
           transpose_matrix<T>,
           spread<T>,
           lanes<T>,

@@ -45,7 +45,7 @@ struct Panels {
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
 // by one fused multiply-add per step, whatever the blocking. But in gemm, if not padded and with one start, a column by
-// itself (ldb = ldc = 1) is summed as by `dots`; and up to four that are all of b, of a depth from 32 on, in as many
+// itself (ldb = ldc = 1) is summed as by gemm_dots; and up to four that are all of b, of a depth from 32 on, in as many
 // interleaved sums as 64 bytes have room for four elements, folded by halves.
 template <class T>
 struct Gemm {
@@ -125,10 +125,9 @@ struct KernelTable {
   void (*gemm_bt)(const Gemm<T>&);
   void (*gemm_rows)(const Gemm<T>&);
   void (*gemm_at_rows)(const Gemm<T>&);
-  // out (rows) = start + the rows of w (rows, depth) times x (depth): a product with one row or one column, without
-  // empty lanes or anything transposed. Each is summed in 64 bytes of lanes by fused multiply-adds, the lanes then
-  // folded by halves.
-  void (*dots)(index rows, index depth, const T* w, index ldw, const T* x, T start, T* out);
+  // As gemm_bt, without start: every element summed in 64 bytes of lanes by fused multiply-adds, the lanes then folded
+  // by halves. Nothing is transposed, so for one row or column of the result, or few.
+  void (*gemm_dots)(const Gemm<T>&);
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
   // which is filled with zeros.
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);

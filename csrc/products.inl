@@ -279,7 +279,8 @@ INLINE bool narrow_product(const Gemm<T>& g) {
   } else if constexpr (std::is_same_v<A, RowMajor<T>>) {
     if (g.start_stride) return false;
     if (one)
-      dots(g.rows, g.depth, g.a, g.lda, g.b, g.start ? *g.start : T(0), g.c);
+      dots<T>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, nullptr},
+              g.start ? *g.start : T(0));
     else if (g.columns <= few && g.columns > 1 && g.depth >= 32 && g.ldb == g.columns)
       few_columns(g);
     else
