@@ -10,6 +10,20 @@ INLINE ColumnsOfB<T> columns_of_b(const Gemm<T>& g, index n, index k) {
   return {g.b + g.panels->begin(n / W, g.panel_row + k), g.panels->width_of(n / W), g.panels->rows * W};
 }
 
+// Blocks of nearly equal size that are at most `most`, and multiples of `unit`.
+INLINE index even_blocks(index size, index most, index unit) {
+  const index blocks = (size + most - 1) / most;
+  return blocks > 1 ? ((size + blocks - 1) / blocks + unit - 1) / unit * unit : size;
+}
+
+// The depth of a block of b that is read where it lies, which no cache holds: memory brings rows that follow one
+// another sooner than columns.
+template <class T>
+INLINE index depth_in_place(const Gemm<T>& g) {
+  if (g.panels || g.depth * g.columns <= 4 * packed_size<T>) return g.depth;
+  return even_blocks(g.depth, g.columns < packed_size<T> ? packed_size<T> / g.columns : 1, 1);
+}
+
 // One row against the V vectors of columns from column n on, the last one maybe in part: they hide the latency of each
 // other's sums. b is read where it lies.
 template <class T, int V>
@@ -39,10 +53,8 @@ void row_tile(const Gemm<T>& g, const T* a, index n, index columns) {
     store_part<T>(c + (V - 1) * L, sum[V - 1], last);
 }
 
-constexpr std::make_integer_sequence<int, 8> row_tiles{};  // the vectors of each, less one
-
 template <class T, int... Below>
-INLINE void row_product(const Gemm<T>& g, const T* a, index columns, std::integer_sequence<int, Below...>) {
+INLINE void row_block(const Gemm<T>& g, const T* a, index columns, std::integer_sequence<int, Below...>) {
   static constexpr void (*tiles[])(const Gemm<T>&, const T*, index, index) = {row_tile<T, Below + 1>...};
   constexpr index most = sizeof...(Below);
   for (index n = 0; n < columns;) {
@@ -51,6 +63,20 @@ INLINE void row_product(const Gemm<T>& g, const T* a, index columns, std::intege
     if (g.panels && vectors > 1) vectors -= vectors % 2;
     tiles[vectors - 1](g, a, n, columns);
     n += vectors * lanes<T>;
+  }
+}
+
+template <class T>
+INLINE void row_product(const Gemm<T>& g, const T* a, index columns) {
+  constexpr std::make_integer_sequence<int, 8> tiles{};  // the vectors of each, less one
+  const index depth = depth_in_place(g);
+  if (depth == g.depth) return row_block(g, a, columns, tiles);
+  Gemm<T> block = g;
+  for (index k = 0; k < g.depth; k += depth) {
+    block.depth = clamp(g.depth - k, depth);
+    row_block(block, a + k, columns, tiles);
+    block.b += depth * g.ldb;
+    block.start = g.c;
   }
 }
 
@@ -159,12 +185,6 @@ INLINE void pack_block(const Gemm<T>& g, index first, index end, index k, index 
   }
 }
 
-// Blocks of nearly equal size that are at most `most`, and multiples of `unit`.
-INLINE index even_blocks(index size, index most, index unit) {
-  const index blocks = (size + most - 1) / most;
-  return blocks > 1 ? ((size + blocks - 1) / blocks + unit - 1) / unit * unit : size;
-}
-
 // What is packed, and the blocks of a product.
 struct Blocking {
   bool pack_a;
@@ -186,6 +206,8 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   // A single tile's b is not used again.
   const bool several = g.rows > tallest<A, 2>;
   constexpr index most_depth = A::transposed ? max_depth : max_row_depth<T>;
+  if (!A::transposed && !pack_b && depth_in_place(g) < g.depth)
+    return {false, pack_from, clamp(depth_in_place(g), most_depth), last_column};
   const index depth =
       even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
   constexpr index most_packed = A::transposed ? packed_beside_a<T> : packed_size<T>;
@@ -288,8 +310,7 @@ INLINE bool narrow_product(const Gemm<T>& g) {
   } else if constexpr (std::is_same_v<A, ColumnMajor<T>>) {
     if (g.start) return false;
     if (one)
-      row_product<T>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, g.scratch}, g.b, g.rows,
-                     row_tiles);
+      row_product<T>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, g.scratch}, g.b, g.rows);
     else if (2 * g.columns <= lanes<T> && g.rows >= 4 * lanes<T> && g.depth >= 8)
       transposed_product(g);
     else
@@ -305,7 +326,7 @@ void gemm(const Gemm<T>& g) {
   if (narrow_product<T, A, TransposedB>(g)) return;
   const index last_column = g.padded ? (g.columns + lanes<T> - 1) / lanes<T> * lanes<T> : g.columns;
   if constexpr (!A::transposed && !TransposedB) {
-    if (g.rows == 1 && !g.descends) return row_product(g, A::of(g).row(0), last_column, row_tiles);
+    if (g.rows == 1 && !g.descends) return row_product(g, A::of(g).row(0), last_column);
   }
   if constexpr (A::transposed) {
     if (g.depth == 1 && !g.start && !g.padded) return outer_product<T, A>(g);
