@@ -33,12 +33,12 @@ bool by_columns(index rows, index depth, index columns) {
 // For d w^T, which transposes the right operand too.
 bool inputs_by_columns(LayerShape s) { return s.rows <= 64 || by_columns(s.rows, s.outputs, s.inputs); }
 
-// A result (rows, columns) in blocks, as many for each thread.
+// A result (rows, columns) in blocks of at most `most_rows`, as many for each thread.
 struct Grid {
-  Grid(index rows, index columns, int threads, bool split_columns)
+  Grid(index rows, index columns, int threads, bool split_columns, index most_rows = 1024)
       : across_(split_columns ? parts(columns / unit, threads) : 1),
         columns_(columns),
-        down_(rows, threads / across_) {}
+        down_(rows, threads / across_, most_rows) {}
 
   index count() const { return across_ * down_.count; }
   Block block(index i) const {
@@ -62,6 +62,12 @@ struct Grid {
   const index columns_;
   const Tiles down_;
 };
+
+// Rows of a result at once: where it is most of the work, so many that the activation finds them in the second-level
+// cache.
+index rows_at_once(index depth, index columns) {
+  return depth < 8 ? std::clamp<index>((index(1) << 18) / std::max<index>(columns, 1), 64, 1024) : 1024;
+}
 
 // map(rows, columns, offset) on a block of arrays whose rows have `stride` elements: all at once, or row by row.
 template <class F>
@@ -91,7 +97,8 @@ template <class T>
 void dense_forward(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* w, const T* b,
                    const Activation<T>& activation, T* z, T* a) {
   const int threads = threads_for<T>(work(s));
-  const Grid grid(s.rows, s.outputs, threads, activation.elementwise && by_columns(s.rows, s.inputs, s.outputs));
+  const Grid grid(s.rows, s.outputs, threads, activation.elementwise && by_columns(s.rows, s.inputs, s.outputs),
+                  rows_at_once(s.inputs, s.outputs));
   T* const scratch = scratch_for<T>(threads);
   T* const sums = z ? z : a;
   threads::for_each(grid.count(), threads, [&](index i, int thread) {
@@ -109,7 +116,8 @@ template <class T>
 void activation_delta(const KernelTable<T>& kernels, LayerShape s, const T* d, const T* w, const T* slopes,
                       const Activation<T>& activation, T* out) {
   const int threads = threads_for<T>(work(s));
-  const Grid grid(s.rows, s.inputs, threads, activation.elementwise && inputs_by_columns(s));
+  const Grid grid(s.rows, s.inputs, threads, activation.elementwise && inputs_by_columns(s),
+                  rows_at_once(s.outputs, s.inputs));
   T* const scratch = scratch_for<T>(threads);
   threads::for_each(grid.count(), threads, [&](index i, int thread) {
     const Block block = grid.block(i);

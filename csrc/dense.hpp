@@ -15,10 +15,12 @@ struct LayerShape {
 
 // Multiply-adds of one product of the layer; what the caller needs to judge its cost.
 inline double multiply_adds(LayerShape s) { return double(s.rows) * double(s.inputs) * double(s.outputs); }
-// And with what it takes to read or write the arrays, some eight multiply-adds an element.
+// What it takes to read or write so many elements: some eight multiply-adds each, or three times as many where they
+// leave the caches of a core.
+inline double passage(double elements) { return (elements > 512 * 1024 ? 24 : 8) * elements; }
 inline double work(LayerShape s) {
   const double rows = double(s.rows), inputs = double(s.inputs), outputs = double(s.outputs);
-  return multiply_adds(s) + 8 * (rows * inputs + inputs * outputs + rows * outputs);
+  return multiply_adds(s) + passage(rows * inputs + inputs * outputs + rows * outputs);
 }
 
 // a = f(x w + b). z, when not null, receives x w + b.
@@ -55,7 +57,7 @@ constexpr double kernel_cost = 3e6, epoch_cost = 4e7, waking_cost = 8e7;
 template <class T>
 int threads_for(double multiply_adds, double least = kernel_cost) {
   const double cost = multiply_adds * sizeof(T);
-  return cost >= waking_cost || (cost >= least && threads::alert()) ? threads::limit() : 1;
+  return cost >= waking_cost || (cost >= least && threads::alert(200e-6 * cost / waking_cost)) ? threads::limit() : 1;
 }
 
 // [0, rows) in tiles of nearly equal height that feed every thread; tall ones, since each packs the weights anew.

@@ -97,12 +97,14 @@ void Network<T>::unpad(const T* padded, T* compact) const {
 
 template <class T>
 void predict(const Network<T>& network, const T* params, const T* x, index count, T* out) {
-  double work = 0;
+  double work = 0, elements = double(count) * double(network.layers.front().inputs);
   index widest = 0;
   for (const Layer<T>& layer : network.layers) {
     work += multiply_adds({count, layer.inputs, layer.outputs});
+    elements += double(count) * double(layer.outputs);
     widest = std::max(widest, layer.outputs);
   }
+  work += passage(elements);
   const int threads = threads_for<T>(work);
   const Tiles tiles(count, threads, max_tile_rows);
   const index tile_size = max_tile_rows * widest;

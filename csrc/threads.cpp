@@ -218,12 +218,13 @@ void Wait::give_way() {
   }
 }
 
-bool alert() {
+bool alert(double seconds) {
   thread_local Clock::time_point last;
   const auto before = last;
   last = Clock::now();
-  // A call may take as long as a thread stays awake after it.
-  return pool.awake() || last - before < 2 * drowsy;
+  // A call may take as long as a thread stays awake after it, and the last one may have taken several times what is
+  // expected of this.
+  return pool.awake() || last - before < 2 * drowsy + std::chrono::duration<double>(8 * seconds);
 }
 
 void share(int threads, void (*work)(void*, int), void* context) {

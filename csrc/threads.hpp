@@ -23,8 +23,8 @@ void set_limit(int threads);  // 0: automatic
 void oversubscribe(bool on);
 std::string explain();  // the figures behind limit(), for people
 
-// Whether threads would come at once, or are worth waking since this thread asks so often.
-bool alert();
+// Whether threads would come at once, or are worth waking since this thread asks so often, for work of some `seconds`.
+bool alert(double seconds);
 
 using Clock = std::chrono::steady_clock;
 

@@ -52,6 +52,28 @@ def test_openmp_variable_is_a_limit():
 
 
 @pytest.mark.skipif(
+    not COMPILED or not os.path.isdir("/proc/self/task"),
+    reason="counts the threads of the compiled core on Linux",
+)
+def test_threads_come_to_large_batches_of_narrow_networks():
+    """Most of the work are 3,200,000 tanhs, and there are few multiply-adds to judge it by."""
+    code = """
+    import os, numpy as np, pyfastnn as pf
+    from pyfastnn import _core
+    net = pf.MLP([3, 32, 1], "tanh", "identity", loss="mse", seed=0)
+    x = np.zeros((100_000, 3), np.float32)
+    net.predict(x[:1])
+    before = len(os.listdir("/proc/self/task"))
+    _core.oversubscribe(True)
+    pf.set_num_threads(2)
+    for _ in range(10):
+        net.predict(x)
+    print(len(os.listdir("/proc/self/task")) - before)
+    """
+    assert run_python(code, PYFASTNN_BACKEND="cpp").split() == ["1"]
+
+
+@pytest.mark.skipif(
     not COMPILED or "without OpenMP" in import_core().explain_threads(),
     reason="threadpoolctl reaches us through the OpenMP runtime that the compiled core was built with",
 )
