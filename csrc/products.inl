@@ -189,6 +189,7 @@ INLINE void pack_block(const Gemm<T>& g, index first, index end, index k, index 
 struct Blocking {
   bool pack_a;
   index pack_from;  // b's columns from here on are packed: all, none, or those past the last whole vector of its rows
+  index tail;       // so many rows at its end are packed, all of their columns
   index depth, columns;
 };
 
@@ -202,17 +203,23 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
                                       g.depth * g.ldb * index(sizeof(T)) > 28 * 1024);
   const bool pack_a =
       A::transposed && g.rows >= 24 && (g.depth >= 128 ? g.columns >= 4 * W : g.depth >= 48 && g.columns >= 8 * G);
-  const index pack_from = pack_b ? 0 : g.padded || g.columns % L == 0 ? last_column : g.columns / G * G;
+  // Vectors that cross the end of a row read the next one, and from the last rows of b would reach past it. So these
+  // are packed, if to add them up by themselves is less work than to pack the last columns.
+  const index past = pack_b || g.padded ? 0 : (L - g.columns % L) % L;
+  const bool by_rows =
+      !A::transposed && past && 3 * g.rows * g.columns < g.depth * (g.columns % G) && g.columns < packed_size<T> / L;
+  const index tail = by_rows ? (past + g.ldb - 1) / g.ldb : 0;
+  const index pack_from = pack_b ? 0 : !past || by_rows ? last_column : g.columns / G * G;
   // A single tile's b is not used again.
   const bool several = g.rows > tallest<A, 2>;
   constexpr index most_depth = A::transposed ? max_depth : max_row_depth<T>;
   if (!A::transposed && !pack_b && depth_in_place(g) < g.depth)
-    return {false, pack_from, clamp(depth_in_place(g), most_depth), last_column};
+    return {false, pack_from, tail, clamp(depth_in_place(g), most_depth), last_column};
   const index depth =
       even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
   constexpr index most_packed = A::transposed ? packed_beside_a<T> : packed_size<T>;
   const index most_columns = several && depth ? most_packed / depth / G * G : G;
-  return {pack_a, pack_from, depth, even_blocks(last_column, most_columns, G)};
+  return {pack_a, pack_from, tail, depth, even_blocks(last_column, most_columns, G)};
 }
 
 // Columns [0, last_column), which are g.columns or, of a padded product, whole vectors.
@@ -226,10 +233,12 @@ void product(const Gemm<T>& g, index last_column) {
 
   for (index first = 0; first < last_column; first += blocks.columns) {
     const index end = clamp(last_column, first + blocks.columns);
-    const index packed_first = blocks.pack_from < first ? first : blocks.pack_from;
+    const index body = g.depth - blocks.tail;
     index k = 0;
     do {  // once even for depth 0: c = start
-      const index depth = clamp(g.depth - k, blocks.depth);
+      const bool at_tail = k >= body;
+      const index packed_first = at_tail || blocks.pack_from < first ? first : blocks.pack_from;
+      const index depth = clamp((at_tail ? g.depth : body) - k, blocks.depth);
       pack_block<T, TransposedB>(g, packed_first, end, k, depth, packed_b);
       const auto columns = [&](index n) -> ColumnsOfB<T> {
         if (n < packed_first) return columns_of_b<A>(g, n, k);
