@@ -22,7 +22,8 @@ SHAPES = [
     (64, 257, 63), (191, 13, 11), (193, 29, 65), (25, 300, 70), (200, 24, 8), (40, 520, 129),
     (385, 9, 5), (11, 387, 6), (1, 78, 70),
     (0, 3, 1), (3, 0, 1), (70, 1, 1), (33, 130, 1), (9, 1, 70), (70, 300, 3), (8, 70, 2), (7, 66, 210),
-    (3, 70, 33), (7, 530, 2), (9, 600, 4), (6, 4, 70),
+    (3, 70, 33), (7, 530, 2), (9, 600, 4), (6, 4, 70), (70, 3, 1), (1, 70, 4), (9, 33, 3), (6, 47, 4),
+    (4, 33, 20), (7, 70, 130), (70, 3, 67), (3, 200, 30), (6, 1030, 13),
 ]  # fmt: skip
 
 
@@ -41,8 +42,8 @@ def poisoned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.full(shape, np.nan, dtype)
 
 
-# And several blocks in every direction; few columns, too long to be laid out as rows.
-@pytest.mark.parametrize("shape", [*SHAPES, (100, 520, 1100), (5, 20_000, 3)])
+# And several blocks in every direction; weights that no cache holds, by rows; a long row.
+@pytest.mark.parametrize("shape", [*SHAPES, (100, 520, 1100), (1, 1100, 530), (3, 1100, 530), (5, 20_000, 3)])
 def test_products_of_small_integers_are_exact(backend, dtype, shape):
     n, k, m = shape
     rng = np.random.default_rng(1)

@@ -154,6 +154,23 @@ def test_output_delta(backend, dtype, loss, activation, weighted):
             compare(lambda: flat(pf.output_delta(row, y, loss, activation, sample_weight=weight)))  # noqa: B023
 
 
+@pytest.mark.parametrize("shape", [(9, 3, 1), (9, 33, 2), (9, 34, 3), (10, 47, 4), (5, 70, 20), (70, 3, 65)])
+def test_rows_and_columns_keep_to_themselves(backend, dtype, shape):
+    """Where a vector holds several rows of few elements, too."""
+    n, k, m = shape
+    x, w, b, d = (np.ones(size, dtype) for size in ((n, k), (k, m), m, (n, m)))
+    for array, axis, place in ((x, 0, n // 2), (w, 1, m // 2), (w, 0, k // 2), (d, 0, n // 2)):
+        at = (place,) if axis == 0 else (slice(None), place)
+        array[at] = np.nan
+        forward, delta = pf.dense_forward(x, w, b), pf.activation_delta(d, w, np.ones_like(x), "identity")
+        array[at] = 1
+        poisoned = forward if array is x or axis == 1 else delta
+        column = array is w
+        expected = np.zeros(poisoned.shape, bool)
+        expected[(slice(None), place) if column else (place,)] = True
+        np.testing.assert_array_equal(np.isnan(poisoned), expected)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (300, 3)])
 def test_backward(backend, dtype, shape):
     n, m = shape
