@@ -63,8 +63,7 @@ struct Grid {
   const Tiles down_;
 };
 
-// Rows of a result at once: where it is most of the work, so many that the activation finds them in the second-level
-// cache.
+// Rows of a result at once: where it is most of the work, so many that the activation soon finds them again.
 index rows_at_once(index depth, index columns) {
   return depth < 8 ? std::clamp<index>((index(1) << 18) / std::max<index>(columns, 1), 64, 1024) : 1024;
 }
@@ -83,8 +82,8 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
                T* scratch) {
   w += block.column * s.outputs;
   out += block.row * s.inputs + block.column;
-  // By the shape of the whole call: the sums are others. Transposing w costs as much as the dot products of some rows;
-  // and few inputs would fill part of a vector only.
+  // By the shape of the whole call, since the order of the sums changes. Transposing w costs as much as the dot
+  // products of some rows; and few inputs would fill part of a vector only.
   const index few = s.outputs >= 128 ? 8 : s.outputs >= 16 ? 4 : s.outputs > 1 ? 1 : 0;
   const bool by_dots = s.rows <= few || (s.inputs <= 4 && s.outputs >= 64);
   (by_dots ? kernels.gemm_dots : kernels.gemm_bt)({block.rows, block.columns, s.outputs, d + block.row * s.outputs,

@@ -77,7 +77,7 @@ void dots(const Gemm<T>& g, T start) {
   if constexpr (L >= 4) {
     static constexpr void (*by_depth[])(const Gemm<T>&, T) = {short_dots<T, 1>, short_dots<T, 2>, short_dots<T, 3>,
                                                               short_dots<T, 4>};
-    if (g.rows == 1 && g.depth > 0 && g.depth <= 4 && g.ldb == g.depth) return by_depth[g.depth - 1](g, start);
+    if (g.rows == 1 && g.depth > 0 && g.depth <= row_lanes && g.ldb == g.depth) return by_depth[g.depth - 1](g, start);
   }
   if constexpr (L >= 8) {
     constexpr int columns = Wide<T>::vectors > 1 ? 3 : 4;

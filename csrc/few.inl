@@ -1,7 +1,7 @@
 // Rows of up to four elements that lie behind one another: several to a vector, since one would leave most lanes
 // empty.
 
-constexpr int few = 4;  // lanes of a row
+constexpr int row_lanes = 4;  // what a row gets of a vector
 
 // Products with few columns: an element is the sum of interleaved ones, as many as 64 bytes have rows of b, folded by
 // halves.
@@ -9,12 +9,12 @@ constexpr int few = 4;  // lanes of a row
 // To each lane of vector V of rows of b the element of a that multiplies it.
 template <class T, int V, int... Lane>
 INLINE Vec<T> repeat_elements(Vec<T> a, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(a, a, ((V * lanes<T> + Lane) / few)...);
+  return __builtin_shufflevector(a, a, ((V * lanes<T> + Lane) / row_lanes)...);
 }
 // Rows of `Columns`, one behind the other, to their lanes; those past the columns get anything.
 template <class T, int Columns, int... Lane>
 INLINE Vec<T> spread_rows(Vec<T> b, std::integer_sequence<int, Lane...>) {
-  return __builtin_shufflevector(b, b, (Lane / few * Columns + Lane % few)...);
+  return __builtin_shufflevector(b, b, (Lane / row_lanes * Columns + Lane % row_lanes)...);
 }
 
 // `Rows` rows of a from `row` on by b (depth, Columns).
@@ -25,15 +25,16 @@ INLINE void few_columns_of(const Gemm<T>& g, index row) {
   const T* a[Rows];
   UNROLL for (int i = 0; i < Rows; i++) a[i] = g.a + (row + i) * g.lda;
   Wide<T> sum[Rows] = {};
-  // L rows of b, of which `count` are left: `few` vectors.
+  // The next L rows of b, in row_lanes vectors, or the `count` of them that there are.
   const auto add = [&](index k, index count, auto read_a, auto read_b) {
     Vec<T> x[Rows];
     UNROLL for (int i = 0; i < Rows; i++) x[i] = read_a(a[i] + k);
     const auto add_vector = [&](auto number) {
       constexpr int v = decltype(number)::value;
-      constexpr index row_of_b = v * L / few, row_of_wide = v / vectors * (Wide<T>::count / few);
+      constexpr index row_of_b = v * L / row_lanes, column = v * L % row_lanes;  // where the vector begins
+      constexpr index row_of_wide = v / vectors * (Wide<T>::count / row_lanes);
       if (row_of_wide >= count) return;
-      const Vec<T> w = spread_rows<T, Columns>(read_b((k + row_of_b) * Columns + v * L % few), each);
+      const Vec<T> w = spread_rows<T, Columns>(read_b((k + row_of_b) * Columns + column), each);
       UNROLL for (int i = 0; i < Rows; i++) sum[i].part[v % vectors] += repeat_elements<T, v>(x[i], each) * w;
     };
     add_vector(std::integral_constant<int, 0>{});
@@ -42,7 +43,7 @@ INLINE void few_columns_of(const Gemm<T>& g, index row) {
     add_vector(std::integral_constant<int, 3>{});
   };
   // So many elements are read past L rows.
-  constexpr index past = (few - Columns) * (L > few ? L / few : 1);
+  constexpr index past = (row_lanes - Columns) * (L > row_lanes ? L / row_lanes : 1);
   const index size = g.depth * Columns;
   index k = 0;
   for (; (k + L) * Columns + past <= size; k += L)
@@ -52,18 +53,18 @@ INLINE void few_columns_of(const Gemm<T>& g, index row) {
         k, g.depth - k, [&](const T* p) { return load_part<T>(p, clamp(g.depth - k, L)); },
         [&](index at) { return load_part<T>(g.b + at, clamp(size - at, L)); });
   }
-  Vec<T> start[L < few ? few / L : 1] = {};
+  Vec<T> start[L < row_lanes ? row_lanes / L : 1] = {};
   if (g.start) {
     UNROLL for (int j = 0; j < Columns; j += L)
         __builtin_memcpy(start + j / L, g.start + j, (Columns - j < L ? Columns - j : L) * sizeof(T));
   }
   UNROLL for (int i = 0; i < Rows; i++) {
     auto& part = sum[i].part;
-    UNROLL for (int half = vectors / 2; half * L >= few; half /= 2) {
+    UNROLL for (int half = vectors / 2; half * L >= row_lanes; half /= 2) {
       UNROLL for (int v = 0; v < half; v++) part[v] += part[v + half];
     }
-    if constexpr (L >= 4 * few) part[0] = fold_half<T, 2 * few>(part[0], plus<T>, each);
-    if constexpr (L >= 2 * few) part[0] = fold_half<T, few>(part[0], plus<T>, each);
+    if constexpr (L >= 4 * row_lanes) part[0] = fold_half<T, 2 * row_lanes>(part[0], plus<T>, each);
+    if constexpr (L >= 2 * row_lanes) part[0] = fold_half<T, row_lanes>(part[0], plus<T>, each);
     UNROLL for (int j = 0; j < Columns; j += L) {
       const Vec<T> total = start[j / L] + part[j / L];
       __builtin_memcpy(g.c + (row + i) * g.ldc + j, &total, (Columns - j < L ? Columns - j : L) * sizeof(T));
@@ -84,14 +85,15 @@ void few_columns(const Gemm<T>& g) {
   by_columns[g.columns - 2](g);
 }
 
-// Dot products of a with each row of b, which has `Depth` elements; summed as by dots_tile.
+// Dot products of a with each row of b, which has `Depth` elements; in the order of dots_tile.
 template <class T, int Depth, int... Lane>
 INLINE void short_dots(const Gemm<T>& g, T start, std::integer_sequence<int, Lane...> each) {
-  constexpr int L = lanes<T>, rows = L / few;  // of b in a vector
+  constexpr int L = lanes<T>, rows = L / row_lanes;  // of b in a vector
   const auto elements = [](Vec<T> b) {
-    return __builtin_shufflevector(b, Vec<T>{}, (Lane % few < Depth ? Lane / few * Depth + Lane % few : L)...);
+    return __builtin_shufflevector(b, Vec<T>{},
+                                   (Lane % row_lanes < Depth ? Lane / row_lanes * Depth + Lane % row_lanes : L)...);
   };
-  const Vec<T> a = Vec<T>{(Lane % few < Depth ? g.a[Lane % few] : T(0))...};
+  const Vec<T> a = Vec<T>{(Lane % row_lanes < Depth ? g.a[Lane % row_lanes] : T(0))...};
   const index size = g.columns * Depth;
   const auto sums = [&](index first, auto read) {
     Vec<T> x[4];

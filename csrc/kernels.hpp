@@ -44,9 +44,10 @@ struct Panels {
 };
 
 // c (rows, columns) = start + a b, where every element is summed from start in the order of depth,
-// by one fused multiply-add per step, whatever the blocking. But in gemm, if not padded and with one start, a column by
-// itself (ldb = ldc = 1) is summed as by gemm_dots; and up to four that are all of b, of a depth from 32 on, in as many
-// interleaved sums as 64 bytes have room for four elements, folded by halves.
+// by one fused multiply-add per step, whatever the blocking. Two products that are not padded and have one start add it
+// last instead. A column by itself (ldb = ldc = 1) is summed as by gemm_dots. Two to four columns that are all of b
+// (ldb = columns), of a depth from 32 on, are interleaved sums, folded by halves: as many as 64 bytes have room for
+// four elements.
 template <class T>
 struct Gemm {
   index rows, columns, depth;

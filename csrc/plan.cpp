@@ -104,7 +104,7 @@ void predict(const Network<T>& network, const T* params, const T* x, index count
     elements += double(count) * double(layer.outputs);
     widest = std::max(widest, layer.outputs);
   }
-  work += passage(elements);
+  work += passage(elements);  // which stands for the activation functions too
   const int threads = threads_for<T>(work);
   const Tiles tiles(count, threads, max_tile_rows);
   const index tile_size = max_tile_rows * widest;

@@ -1,5 +1,5 @@
 // Matrix products. Blocks of b's columns, then of its depth, stay in the second-level cache while the rows of
-// a go by. b is read in whole vectors: where it lies when that is cheap and inside its rows, else from a packed
+// a go by. b is read in whole vectors: where it lies when that is cheap and inside b, else from a packed
 // copy. Blocking, packing and threads change no bit of the result.
 
 // b where it lies, from its column n and its depth k on.
@@ -16,12 +16,14 @@ INLINE index even_blocks(index size, index most, index unit) {
   return blocks > 1 ? ((size + blocks - 1) / blocks + unit - 1) / unit * unit : size;
 }
 
-// The depth of a block of b that is read where it lies, which no cache holds: memory brings rows that follow one
-// another sooner than columns.
+// The depth of a block of b that is read where it lies. Where the second-level cache does not hold it, rows that follow
+// one another come sooner than columns; so by rows, if the result, which each block adds to, stays near.
 template <class T>
 INLINE index depth_in_place(const Gemm<T>& g) {
-  if (g.panels || g.depth * g.columns <= 4 * packed_size<T>) return g.depth;
-  return even_blocks(g.depth, g.columns < packed_size<T> ? packed_size<T> / g.columns : 1, 1);
+  const bool near = g.depth * g.columns <= 4 * packed_size<T>;
+  if (near || g.panels || g.descends || g.rows * g.columns > packed_size<T>) return g.depth;
+  constexpr index least = 64;
+  return even_blocks(g.depth, g.columns < packed_size<T> / least ? packed_size<T> / g.columns : least, 1);
 }
 
 // One row against the V vectors of columns from column n on, the last one maybe in part: they hide the latency of each
@@ -188,7 +190,7 @@ INLINE void pack_block(const Gemm<T>& g, index first, index end, index k, index 
 // What is packed, and the blocks of a product.
 struct Blocking {
   bool pack_a;
-  index pack_from;  // b's columns from here on are packed: all, none, or those past the last whole vector of its rows
+  index pack_from;  // b's columns from here on are packed: all, none, or those past the last tile of whole vectors
   index tail;       // so many rows at its end are packed, all of their columns
   index depth, columns;
 };
@@ -213,8 +215,8 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   // A single tile's b is not used again.
   const bool several = g.rows > tallest<A, 2>;
   constexpr index most_depth = A::transposed ? max_depth : max_row_depth<T>;
-  if (!A::transposed && !pack_b && depth_in_place(g) < g.depth)
-    return {false, pack_from, tail, clamp(depth_in_place(g), most_depth), last_column};
+  const index in_place = A::transposed || pack_b ? g.depth : depth_in_place(g);
+  if (in_place < g.depth) return {false, pack_from, tail, clamp(in_place, most_depth), last_column};
   const index depth =
       even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
   constexpr index most_packed = A::transposed ? packed_beside_a<T> : packed_size<T>;
@@ -312,7 +314,7 @@ INLINE bool narrow_product(const Gemm<T>& g) {
     if (one)
       dots<T>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, nullptr},
               g.start ? *g.start : T(0));
-    else if (g.columns <= few && g.columns > 1 && g.depth >= 32 && g.ldb == g.columns)
+    else if (g.columns <= row_lanes && g.columns > 1 && g.depth >= 32 && g.ldb == g.columns)
       few_columns(g);
     else
       return false;

@@ -23,7 +23,7 @@ void set_limit(int threads);  // 0: automatic
 void oversubscribe(bool on);
 std::string explain();  // the figures behind limit(), for people
 
-// Whether threads would come at once, or are worth waking since this thread asks so often, for work of some `seconds`.
+// Whether threads would come at once to some `seconds` of work, or are worth waking since this thread asks so often.
 bool alert(double seconds);
 
 using Clock = std::chrono::steady_clock;

@@ -23,8 +23,12 @@ SHAPES = [
     (385, 9, 5), (11, 387, 6), (1, 78, 70),
     (0, 3, 1), (3, 0, 1), (70, 1, 1), (33, 130, 1), (9, 1, 70), (70, 300, 3), (8, 70, 2), (7, 66, 210),
     (3, 70, 33), (7, 530, 2), (9, 600, 4), (6, 4, 70), (70, 3, 1), (1, 70, 4), (9, 33, 3), (6, 47, 4),
-    (4, 33, 20), (7, 70, 130), (70, 3, 67), (3, 200, 30), (6, 1030, 13),
+    (4, 33, 20), (7, 70, 130), (70, 3, 67), (3, 200, 30), (6, 1030, 13), (70, 2, 1), (70, 4, 1), (1, 70, 2),
+    (2, 7, 2),
 ]  # fmt: skip
+
+# And several blocks in every direction; weights beyond the caches, by rows; a long row.
+LARGE = [(100, 520, 1100), (1, 1100, 530), (3, 1100, 530), (60, 1100, 530), (5, 20_000, 3)]
 
 
 def integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -42,8 +46,7 @@ def poisoned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.full(shape, np.nan, dtype)
 
 
-# And several blocks in every direction; weights that no cache holds, by rows; a long row.
-@pytest.mark.parametrize("shape", [*SHAPES, (100, 520, 1100), (1, 1100, 530), (3, 1100, 530), (5, 20_000, 3)])
+@pytest.mark.parametrize("shape", [*SHAPES, *LARGE])
 def test_products_of_small_integers_are_exact(backend, dtype, shape):
     n, k, m = shape
     rng = np.random.default_rng(1)
@@ -223,7 +226,9 @@ def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit(dtype, shape,
             np.testing.assert_array_equal(got, first)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 9, 5), (13, 33, 31), (10, 300, 30)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (7, 9, 5), (13, 33, 31), (10, 300, 30), (9, 33, 3), (70, 3, 1), (7, 66, 210)]
+)
 def test_nothing_outside_the_arrays_is_written_or_used(backend, dtype, shape):
     """Inputs and outputs are windows in arrays of NaN: a stray read shows, a stray write too."""
     n, k, m = shape

@@ -154,7 +154,9 @@ def test_output_delta(backend, dtype, loss, activation, weighted):
             compare(lambda: flat(pf.output_delta(row, y, loss, activation, sample_weight=weight)))  # noqa: B023
 
 
-@pytest.mark.parametrize("shape", [(9, 3, 1), (9, 33, 2), (9, 34, 3), (10, 47, 4), (5, 70, 20), (70, 3, 65)])
+@pytest.mark.parametrize(
+    "shape", [(9, 3, 1), (9, 33, 2), (9, 34, 3), (10, 47, 4), (3, 70, 20), (7, 70, 130), (70, 3, 65)]
+)
 def test_rows_and_columns_keep_to_themselves(backend, dtype, shape):
     """Where a vector holds several rows of few elements, too."""
     n, k, m = shape

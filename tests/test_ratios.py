@@ -1,7 +1,7 @@
 """A lost fast path shows here: coarse ratios of speed within one run, never times.
 
-The floors are about half of what a slow machine gives, or less; the medians of interleaved runs on one
-thread, and a few attempts, keep a busy machine from failing them.
+The floors are about half of what a slow machine gives, or less; the medians of interleaved runs, on one
+thread unless said, and a few attempts keep a busy machine from failing them.
 """
 
 from __future__ import annotations
@@ -67,6 +67,30 @@ def seconds_of(call: Callable[[], object], count: int) -> list[float]:
         call()
         times.append(time.perf_counter() - begin)
     return times
+
+
+# Large results of little depth, few columns, few rows, weights that no cache holds.
+@pytest.mark.skipif(pf.get_num_threads() < 2, reason="one thread is the limit here")
+@pytest.mark.parametrize(
+    "shape", [(512, 3, 500), (512, 500, 16), (3000, 200, 1), (10, 784, 500), (3, 2000, 500)]
+)
+@pytest.mark.parametrize("kernel", ["forward", "delta", "backward"])
+def test_two_threads_hardly_take_longer_than_one(kernel, shape):
+    pf.set_backend(BEST)
+    n, k, m = shape
+    rng = np.random.default_rng(0)
+    x, w, b, d = (rng.random(size, np.float32) for size in ((n, k), (k, m), m, (n, m)))
+    call = {
+        "forward": partial(pf.dense_forward, x, w, b, "sigmoid", np.empty((n, m), np.float32)),
+        "delta": partial(pf.sigmoid_delta, d, w, x, np.empty((n, k), np.float32)),
+        "backward": partial(pf.dense_backward, x, w, d),
+    }[kernel]
+
+    def with_threads(threads: int) -> list[float]:
+        pf.set_num_threads(threads)
+        return seconds_of(call, 1 + int(0.02 / min(seconds_of(call, 3))))
+
+    assert best_ratio(partial(with_threads, 2), partial(with_threads, 1), 0.8) >= 0.8
 
 
 def test_predicting_one_sample_beats_numpy():
