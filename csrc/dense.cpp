@@ -35,7 +35,7 @@ bool inputs_by_columns(LayerShape s) { return s.rows <= 64 || by_columns(s.rows,
 
 // A result (rows, columns) in blocks of at most `most_rows`, as many for each thread.
 struct Grid {
-  Grid(index rows, index columns, int threads, bool split_columns, index most_rows = 1024)
+  Grid(index rows, index columns, int threads, bool split_columns, index most_rows = tall)
       : across_(split_columns ? parts(columns / unit, threads) : 1),
         columns_(columns),
         down_(rows, threads / across_, most_rows) {}
@@ -65,7 +65,7 @@ struct Grid {
 
 // Rows of a result at once: where it is most of the work, so many that the activation soon finds them again.
 index rows_at_once(index depth, index columns) {
-  return depth < 8 ? std::clamp<index>((index(1) << 18) / std::max<index>(columns, 1), 64, 1024) : 1024;
+  return depth < 8 ? std::clamp<index>((index(1) << 18) / std::max<index>(columns, 1), 64, tall) : tall;
 }
 
 // map(rows, columns, offset) on a block of arrays whose rows have `stride` elements: all at once, or row by row.

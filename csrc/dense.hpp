@@ -52,19 +52,20 @@ double output_delta(const KernelTable<T>&, index rows, index outputs, const T* a
 
 // Bytes times multiply-adds that several threads pay for, of a kernel and of an epoch: from some 10 and 100 us of
 // serial work on, if threads come at once, and in any case from some 200 on.
-constexpr double kernel_cost = 3e6, epoch_cost = 4e7, waking_cost = 8e7;
+constexpr double kernel_cost = 3e6, epoch_cost = 4e7, waking_cost = 8e7, seconds_per_cost = 200e-6 / waking_cost;
 
 template <class T>
 int threads_for(double multiply_adds, double least = kernel_cost) {
   const double cost = multiply_adds * sizeof(T);
-  return cost >= waking_cost || (cost >= least && threads::alert(200e-6 * cost / waking_cost)) ? threads::limit() : 1;
+  return cost >= waking_cost || (cost >= least && threads::alert(seconds_per_cost * cost)) ? threads::limit() : 1;
 }
 
 // [0, rows) in tiles of nearly equal height that feed every thread; tall ones, since each packs the weights anew.
+constexpr index tall = 1024;
 struct Tiles {
   index rows, count;
 
-  Tiles(index rows_, int threads, index most = 1024) : rows(rows_), count((rows_ + most - 1) / most) {
+  Tiles(index rows_, int threads, index most = tall) : rows(rows_), count((rows_ + most - 1) / most) {
     if (threads > 1) count = std::min((count + threads - 1) / threads * threads, rows);
   }
   index begin(index tile) const { return rows * tile / count; }

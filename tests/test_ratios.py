@@ -70,7 +70,7 @@ def seconds_of(call: Callable[[], object], count: int) -> list[float]:
 
 
 # Large results of little depth, few columns, few rows, weights that no cache holds.
-@pytest.mark.skipif(pf.get_num_threads() < 2, reason="one thread is the limit here")
+@pytest.mark.skipif(BEST is None or BEST.get_num_threads() < 2, reason="one thread is the limit here")
 @pytest.mark.parametrize(
     "shape", [(512, 3, 500), (512, 500, 16), (3000, 200, 1), (10, 784, 500), (3, 2000, 500)]
 )
