@@ -10,6 +10,7 @@ struct Constants<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float exp_overflow = 88.72283905f, exp_underflow = -86.98f;
   static constexpr float tiny = 1.17549435e-38f, root_tiny = 1.08420217e-19f;
+  static constexpr float small_square = 0x1p-100f, scale = 0x1p32f;
   static constexpr std::uint32_t inverse_root = 0x5f375a86;
 };
 template <>
@@ -19,6 +20,7 @@ struct Constants<double> {
   static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
   static constexpr double exp_overflow = 709.782712893384, exp_underflow = -708.0;
   static constexpr double tiny = 2.2250738585072014e-308, root_tiny = 1.4916681462400413e-154;
+  static constexpr double small_square = 0x1p-960, scale = 0x1p64;
   static constexpr std::uint64_t inverse_root = 0x5fe6eb50c7b537a9;
 };
 
@@ -133,21 +135,47 @@ INLINE Vec<T> log_bounded(Vec<T> x) {
   return x < T(__builtin_inf()) ? y : x;
 }
 
-// sqrt(x) for x >= 0, to one and a half units in the last place; less than it for subnormal x. The processor's own
-// takes longer, and keeps the divisions around it waiting.
+// sqrt(x) for x >= 0 by multiply-adds, rounded to nearest: every float, and a double unless its root lies within some
+// 2^-50 units of the middle between two.
+template <class T>
+INLINE Vec<T> multiplied_root(Vec<T> x) {
+  using C = Constants<T>;
+  const auto polished = [](Vec<T> e) { return polynomial<T>(coefficients::inverse_root_f32, e); };
+  // Scaled up where x - s^2 below would underflow.
+  const auto small = x < C::small_square;
+  const Vec<T> y = small ? x * (C::scale * C::scale) : x;
+  // r is 1/sqrt(y) to 3.5 %, by halving and negating the exponent (Lomont, Fast inverse square root, 2003). With
+  // e = 1 - y r^2 it is r / sqrt(1 - e).
+  Vec<T> r = (Vec<T>)(C::inverse_root - ((BitsVec<T>)y >> 1));
+  Vec<T> e = T(1) - (y * r) * r;
+  r += (r * e) * polished(e);
+  if constexpr (sizeof(T) == sizeof(double)) {
+    e = T(1) - (y * r) * r;
+    r += (r * e) * (T(0.375) * e + T(0.5));
+  }
+  // A step of Newton's from a root that errs by some units in the last place (Markstein, IBM Journal of Research and
+  // Development 34, 1990).
+  const Vec<T> s = y * r, root = s + (T(0.5) * r) * (y - s * s);
+  return x < T(__builtin_inf()) ? (small ? root * (1 / C::scale) : root) : x;
+}
+
+// sqrt(x), rounded to nearest. In 64 bytes the processor's own takes twice as long, and keeps the divisions around it
+// waiting.
 template <class T>
 INLINE Vec<T> root(Vec<T> x) {
-  const auto polished = [](Vec<T> e) { return polynomial<T>(coefficients::inverse_root_f32, e); };
-  // r is 1/sqrt(x) to 3.5 %, by halving and negating the exponent (Lomont, Fast inverse square root, 2003). With
-  // e = 1 - x r^2 the root is x r / sqrt(1 - e).
-  Vec<T> r = (Vec<T>)(Constants<T>::inverse_root - ((BitsVec<T>)x >> 1));
-  if constexpr (sizeof(T) == sizeof(double)) {
-    const Vec<T> e = T(1) - (x * r) * r;
-    r += (r * e) * polished(e);
-  }
-  const Vec<T> s = x * r, e = T(1) - s * r;
-  const Vec<T> y = s + (s * e) * (sizeof(T) == sizeof(double) ? T(0.375) * e + T(0.5) : polished(e));
-  return x < T(__builtin_inf()) ? y : x;
+#if defined(__x86_64__) && VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == sizeof(float))
+    return _mm256_sqrt_ps(x);
+  else
+    return _mm256_sqrt_pd(x);
+#elif defined(__x86_64__) && VECTOR_BYTES == 16
+  if constexpr (sizeof(T) == sizeof(float))
+    return _mm_sqrt_ps(x);
+  else
+    return _mm_sqrt_pd(x);
+#else
+  return multiplied_root<T>(x);
+#endif
 }
 
 // P(Z <= z) of the standard normal distribution. In the left tail the rounding of z^2 / 2 costs z^2 / 2
