@@ -12,8 +12,9 @@ INLINE ColumnsOfB<T> columns_of_b(const Gemm<T>& g, index n, index k) {
 
 // Blocks of nearly equal size that are at most `most`, and multiples of `unit`.
 INLINE index even_blocks(index size, index most, index unit) {
+  if (size <= most) return size;  // a division takes as long as the tiles of a small product
   const index blocks = (size + most - 1) / most;
-  return blocks > 1 ? ((size + blocks - 1) / blocks + unit - 1) / unit * unit : size;
+  return ((size + blocks - 1) / blocks + unit - 1) / unit * unit;
 }
 
 // The depth of a block of b that is read where it lies. Where the second-level cache does not hold it, rows that follow
@@ -101,7 +102,7 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     const int v = vectors(n);
     (v == 4   ? Tiles<T, Read, widest>::of
      : v == 2 ? Tiles<T, Read, 2>::of
-              : Tiles<T, Read, 1>::of)[height - 1](count, step, depth, read, columns(n), target(n).from(row));
+              : Tiles<T, Read, 1>::of)[height - 1]({count, step, depth, read, columns(n), target(n).from(row)});
   };
   // All blocks, panel by panel; read(block, row) is where a block is read.
   const auto by_panels = [&](const RowBlocks& blocks, index first_row, auto read) {
@@ -126,7 +127,9 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     if (packed) return;
   }
   const int v = vectors(first);
-  const RowBlocks blocks = RowBlocks::of(rows, v == 4 ? tallest<A, widest> : v == 2 ? tallest<A, 2> : tallest<A, 1>);
+  const RowBlocks blocks = v == 4   ? RowBlocks::of(rows, tallest<A, widest>)
+                           : v == 2 ? RowBlocks::of(rows, tallest<A, 2>)
+                                    : RowBlocks::of(rows, tallest<A, 1>);
   // Either a panel of b stays in the first-level cache while the rows of a go by, which come from the second, or a
   // block of rows while the panels go by. Of little depth, most of the work is to write the result: row by row, unless
   // its rows are short or it lies in panels itself.
@@ -220,7 +223,8 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   const index depth =
       even_blocks(g.depth, TransposedB || several ? most_depth : packed_size<T> / G, TransposedB ? W : 1);
   constexpr index most_packed = A::transposed ? packed_beside_a<T> : packed_size<T>;
-  const index most_columns = several && depth ? most_packed / depth / G * G : G;
+  if (several && depth * last_column <= most_packed) return {pack_a, pack_from, tail, depth, last_column};
+  const index most_columns = several ? most_packed / depth / G * G : G;
   return {pack_a, pack_from, tail, depth, even_blocks(last_column, most_columns, G)};
 }
 
@@ -241,7 +245,7 @@ void product(const Gemm<T>& g, index last_column) {
       const bool at_tail = k >= body;
       const index packed_first = at_tail || blocks.pack_from < first ? first : blocks.pack_from;
       const index depth = clamp((at_tail ? g.depth : body) - k, blocks.depth);
-      pack_block<T, TransposedB>(g, packed_first, end, k, depth, packed_b);
+      if (packed_first < end) pack_block<T, TransposedB>(g, packed_first, end, k, depth, packed_b);
       const auto columns = [&](index n) -> ColumnsOfB<T> {
         if (n < packed_first) return columns_of_b<A>(g, n, k);
         return {packed_b + (n - packed_first) * depth, end - n > L ? W : L, depth * W};

@@ -175,11 +175,28 @@ struct Step {
   index rows, b, c, start;
 };
 
-// Tiles below or beside one another, in one call: of little depth, each takes no longer than a call.
+// Tiles below or beside one another.
+template <class T, class A>
+struct RowOfTiles {
+  index count;
+  Step step;
+  index depth;
+  A a;  // of the first tile, as what follows
+  ColumnsOfB<T> b;
+  Result<T> result;
+};
+
+// In one call: of little depth, each takes no longer than a call. By reference: a copy on the stack would be made in
+// vectors, which wait until the numbers just written have left for the cache.
 template <class T, class A, int Rows, int Vectors>
-void row_of_tiles(index count, Step step, index depth, A a, ColumnsOfB<T> b, Result<T> result) {
+void row_of_tiles(const RowOfTiles<T, A>& tiles) {
+  const Step step = tiles.step;
+  const index depth = tiles.depth;
+  A a = tiles.a;
+  ColumnsOfB<T> b = tiles.b;
+  Result<T> result = tiles.result;
   const bool arrives = result.arrives(depth);
-  for (; count > 0; count--) {
+  for (index count = tiles.count; count > 0; count--) {
     Result<T> next = result.from(step.rows);
     next.c += step.c;
     if (next.start) next.start += step.start;
@@ -196,6 +213,5 @@ template <class T, class A, int Vectors, class = std::make_integer_sequence<int,
 struct Tiles;
 template <class T, class A, int Vectors, int... Below>
 struct Tiles<T, A, Vectors, std::integer_sequence<int, Below...>> {
-  static constexpr void (*of[])(index, Step, index, A, ColumnsOfB<T>,
-                                Result<T>) = {row_of_tiles<T, A, Below + 1, Vectors>...};
+  static constexpr void (*of[])(const RowOfTiles<T, A>&) = {row_of_tiles<T, A, Below + 1, Vectors>...};
 };
