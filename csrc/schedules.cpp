@@ -226,7 +226,8 @@ class Tiles96 final : public Schedule<T> {
   Tiles96(const Task<T>& task, Arena& arena)
       : Schedule<T>(task, arena),
         gradients_(gradient_count(task.batch), *task.network.kernels, this->parameters, arena),
-        losses_(arena.take<double>(tile_count(task.batch))) {
+        losses_(arena.take<double>(tile_count(task.batch))),
+        claims_(task.threads) {
     for (int i = 0; i < task.threads; i++)
       this->workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, task.gathered, arena, true));
   }
@@ -236,7 +237,7 @@ class Tiles96 final : public Schedule<T> {
     worker.transpose(this->parameters);
     T* const scratch = this->scratch(thread);
     const index tiles = tile_count(batch.rows), slots = gradient_count(batch.rows);
-    for (index slot = share_begin(slots, thread, threads); slot < share_begin(slots, thread + 1, threads); slot++) {
+    claims_.each(slots, thread, threads, [&](index slot) {
       for (index tile = tiles * slot / slots; tile < tiles * (slot + 1) / slots; tile++) {
         const index at = tile * tile_rows, rows = std::min(tile_rows, batch.rows - at);
         const bool add = tile > tiles * slot / slots;
@@ -249,10 +250,11 @@ class Tiles96 final : public Schedule<T> {
           worker.bias_gradient(i, 0, rows, add, gradients_.of(slot));
         }
       }
-    }
+    });
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
+    if (thread == 0) claims_.forget();
     gradients_.update_share(batch, gradient_count(batch.rows), 1, thread, threads);
   }
 
@@ -267,6 +269,7 @@ class Tiles96 final : public Schedule<T> {
 
   PartialGradients<T> gradients_;
   double* losses_;
+  threads::Claims claims_;
 };
 
 // Inputs, then a replicated tail (many inputs, everything above small). Each thread owns parts of the

@@ -1,6 +1,8 @@
 // Threads that take the steps of an epoch together, and decide while they do whether that pays.
 #pragma once
 
+#include <vector>
+
 #include "threads.hpp"
 
 namespace pyfastnn::threads {
@@ -12,6 +14,34 @@ inline index share_begin(index count, index thread, index threads) { return (cou
 inline bool begins_share(index unit, index count, index threads) {
   return share_begin(count, unit * threads / count, threads) == unit;
 }
+
+// Units of work that the threads of a team claim one by one: first those of their own share, which their caches know,
+// then what slower threads have left of theirs.
+class Claims {
+ public:
+  explicit Claims(int threads) : claimed_(size_t(threads)) {}
+
+  // f(unit) for the units in [0, count) that fall to this thread.
+  template <class F>
+  void each(index count, int thread, int threads, F f) {
+    for (int i = 0; i < threads; i++) {
+      const int share = (thread + i) % threads;
+      const index begin = share_begin(count, share, threads), end = share_begin(count, share + 1, threads);
+      std::atomic<index>& claimed = claimed_[size_t(share)].units;
+      for (index unit; (unit = begin + claimed.fetch_add(1, std::memory_order_relaxed)) < end;) f(unit);
+    }
+  }
+  // Before the next ones, when no thread is claiming.
+  void forget() {
+    for (Line& line : claimed_) line.units.store(0, std::memory_order_relaxed);
+  }
+
+ private:
+  struct alignas(64) Line {
+    std::atomic<index> units{0};
+  };
+  std::vector<Line> claimed_;
+};
 
 // Where a team waits for its last member.
 class Barrier {

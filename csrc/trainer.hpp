@@ -107,10 +107,10 @@ class Worker {
     // Meanwhile the rows that the next step takes begin to arrive.
     const std::int64_t* const from = samples_.order + first;
     const index ahead = std::min(rows, samples_.count - first - rows_);
-    for (index r = 0; r < ahead; r++) prefetch_row(samples_.x + from[r + rows_] * inputs, inputs);
+    fetch_rows(samples_.x, inputs, from + rows_, ahead);
     for (index r = 0; r < rows; r++) x_rows_[at + r] = samples_.x + from[r] * inputs;
     if (samples_.y) {
-      for (index r = 0; r < ahead; r++) prefetch_row(samples_.y + from[r + rows_] * top.outputs, 1);
+      fetch_rows(samples_.y, top.outputs, from + rows_, ahead);
       copy_rows(rows, from, top.outputs, y_ + at * top.width, top.width);
     } else {
       for (index r = 0; r < ahead; r++) __builtin_prefetch(samples_.labels + from[r + rows_]);
@@ -296,10 +296,12 @@ class Worker {
     (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
   }
 
-  // The start of a row that the next step takes: the processor itself follows a long one from there.
-  static void prefetch_row(const T* row, index count) {
+  // Where rows of x begin that the next step takes: the processor itself follows long ones from there.
+  static void fetch_rows(const T* x, index columns, const std::int64_t* rows, index count) {
     constexpr index line = 64 / sizeof(T);
-    for (index i = 0; i < std::min<index>(count, 4 * line); i += line) __builtin_prefetch(row + i);
+    for (index i = 0; i < std::min(columns, 4 * line); i += line) {
+      for (index r = 0; r < count; r++) __builtin_prefetch(x + rows[r] * columns + i);
+    }
   }
 
   // Targets of the samples `from` to rows `stride` apart. Most are short: a call of memmove, or a loop that the
