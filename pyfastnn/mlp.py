@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from . import _checks, activations, initialisers, losses, optimizers
 from ._typing import Array, Remote
 from .activations import Activation
-from .backends import get_backend
+from .backends import everywhere, get_backend
 from .backends.plan import Plan, Spec
 from .callbacks import Callback, History, ProgressBar
 from .kernels import check_output
@@ -165,10 +165,9 @@ class MLP:
             For an array of another type, dtype, shape or layout, or an overlapping ``out``.
         """
         plan, params = self._latest_plan, self._params
-        if plan is None or plan.backend is not get_backend():  # as _plan, but a call less
+        if plan is None or plan.backend is not everywhere.backend:
             plan = self._plan()
-        quick = plan.quick_forward
-        result = quick(params, x, out)
+        result = plan.quick_forward(params, x, out)
         if result is not None:
             return result
         x, given = self._inputs("x", x), out

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from processes import run_python
 
 import pyfastnn as pf
 
@@ -213,3 +214,36 @@ def test_predict_follows_the_backend():
                 # Sums of 2 and 3 products of numbers of order 1.
                 expected = np.maximum(x @ net.weights[0], 0) @ net.weights[1]
                 np.testing.assert_allclose(net.predict(x), expected, rtol=0, atol=2e-6)
+
+
+def test_predict_follows_every_kind_of_choice():
+    """In a process in which no context has made a choice yet, which predictions ask about least."""
+    code = """
+        import contextvars
+        import numpy as np
+        import pyfastnn as pf
+        from pyfastnn.backends.numpy import load
+
+        one, other = load(), load()
+        used = []
+        for backend in one, other:
+            spied = lambda *arguments, b=backend, f=backend.dense_forward: (used.append(b), f(*arguments))
+            backend.dense_forward = spied
+        net = pf.MLP([2, 1], seed=0)
+        x = np.ones((1, 2), np.float32)
+        pf.set_backend(one)
+        net.predict(x)
+        pf.set_backend(other)
+        net.predict(x)
+        pf.set_backend(one)
+        net.predict(x)
+        with pf.use_backend(other):
+            net.predict(x)
+            inside = contextvars.copy_context()
+        net.predict(x)
+        inside.run(net.predict, x)  # as a task that outlives the block in which it was started
+        pf.set_backend(other)
+        net.predict(x)
+        print(*["one" if backend is one else "other" for backend in used])
+    """
+    assert run_python(code).split() == ["one", "other", "one", "other", "one", "other", "other"]

@@ -32,6 +32,22 @@ _context_choice: ContextVar[Backend | None] = ContextVar("pyfastnn_backend", def
 _requested_threads = 0
 
 
+class _Everywhere:
+    """What a microsecond's call asks first: a choice that holds in every thread and task."""
+
+    __slots__ = ("backend", "contexts")
+
+    def __init__(self) -> None:
+        self.backend: Backend | None = None  # None: ask get_backend
+        self.contexts = False  # whether a context has ever made a choice of its own
+
+    def choose(self, backend: Backend) -> None:
+        self.backend = None if self.contexts else backend
+
+
+everywhere = _Everywhere()
+
+
 def load(name: str) -> Backend:
     """The backend of that name, loaded at most once.
 
@@ -83,6 +99,7 @@ def _default() -> Backend:
         if _process_choice is None:
             named = os.environ.get("PYFASTNN_BACKEND")
             _process_choice = load(named) if named else _first_available()
+            everywhere.choose(_process_choice)
         return _process_choice
 
 
@@ -127,6 +144,7 @@ def set_backend(backend: str | Backend) -> None:
     chosen = _resolve(backend)
     with _lock:
         _process_choice = chosen
+        everywhere.choose(chosen)
 
 
 @contextmanager
@@ -148,6 +166,8 @@ def use_backend(backend: str | Backend) -> Iterator[Backend]:
     numpy
     """
     chosen = _resolve(backend)
+    with _lock:
+        everywhere.contexts, everywhere.backend = True, None
     token = _context_choice.set(chosen)
     try:
         yield chosen

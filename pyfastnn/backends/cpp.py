@@ -209,6 +209,7 @@ class CppTraining(Training):
     ) -> None:
         super().__init__(plan, params, x, y, weight, batch_size, optimizer, state)
         self._steps = -(-len(x) // batch_size)
+        self._numbers, self._begun = np.empty((0, 0)), False
         rule = plan._cpp._rule_ids[optimizer.rule]
         self._fit = plan._cpp._core.Fit(plan._compiled, params, state.slots, batch_size, rule)
 
@@ -217,8 +218,14 @@ class CppTraining(Training):
 
     def epoch(self, order: Array | None) -> float:
         _, optimizer, state = self._settings
-        loss = self._fit.epoch(*self._data, order, optimizer.numbers(state.step + 1, self._steps))
-        state.step += self._steps
+        steps = self._steps
+        if steps > len(self._numbers):
+            # After the first epoch those of several at once: NumPy's overhead is longer than a small network's step.
+            count = max(steps, 64) if self._begun else steps
+            self._numbers, self._begun = optimizer.numbers(state.step + 1, count), True
+        numbers, self._numbers = self._numbers[:steps], self._numbers[steps:]
+        loss = self._fit.epoch(*self._data, order, numbers)
+        state.step += steps
         return loss
 
     def forward(self, x: Array, out: Array) -> None:
