@@ -27,6 +27,24 @@ INLINE index depth_in_place(const Gemm<T>& g) {
   return even_blocks(g.depth, g.columns < packed_size<T> / least ? packed_size<T> / g.columns : least, 1);
 }
 
+// Whether rows so many elements apart meet in few places of the caches, if a vector or two of each are read: in one
+// where it is a multiple of 4 KB. (Measured on Zen 3. Of vectors of 64 bytes four are read.)
+template <class T>
+INLINE bool meet(index stride, index bytes) {
+  return widest == 2 && stride * index(sizeof(T)) % bytes == 0;
+}
+
+// Whether packing b pays: where it overflows the first-level cache, or its rows meet there, and it is used often
+// enough.
+template <class A, class T>
+INLINE bool pays_to_pack(const Gemm<T>& g) {
+  if (g.ldb <= 2 * lanes<T> || g.depth * g.ldb * index(sizeof(T)) <= 28 * 1024) return false;
+  if (meet<T>(g.ldb, 4096)) return g.rows > tallest<A, 2> && g.depth >= 8;
+  if (g.depth < 24) return false;
+  const bool by_rows = depth_in_place(g) < g.depth;
+  return g.rows >= (by_rows || !meet<T>(g.ldb, 256) ? 96 : g.depth > 512 ? 24 : 48);
+}
+
 // One row against the V vectors of columns from column n on, the last one maybe in part: they hide the latency of each
 // other's sums. b is read where it lies.
 template <class T, int V>
@@ -202,12 +220,11 @@ template <class T, class A, bool TransposedB>
 INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   constexpr index L = lanes<T>, W = 2 * L, G = widest * L;
   const bool b_panels = !A::transposed && g.panels;
-  // Measured: packing b pays where it overflows the first-level cache and is used often enough; a of rows is
-  // better read where it lies, of columns if few vectors use it.
-  const bool pack_b = TransposedB || (!b_panels && g.rows >= 96 && g.depth >= 24 && g.ldb > W &&
-                                      g.depth * g.ldb * index(sizeof(T)) > 28 * 1024);
-  const bool pack_a =
-      A::transposed && g.rows >= 24 && (g.depth >= 128 ? g.columns >= 4 * W : g.depth >= 48 && g.columns >= 8 * G);
+  // Measured: a of rows is better read where it lies, of columns if few vectors use it.
+  const bool pack_b = TransposedB || (!b_panels && pays_to_pack<A>(g));
+  const bool pack_a = A::transposed && g.rows >= 24 &&
+                      (g.depth >= 128 || (g.depth >= 12 && meet<T>(g.lda, 4096)) ? g.columns >= 4 * W
+                                                                                 : g.depth >= 48 && g.columns >= 8 * G);
   // Vectors that cross the end of a row read the next one, and from the last rows of b would reach past it. So these
   // are packed, if to add them up by themselves is less work than to pack the last columns.
   const index past = pack_b || g.padded ? 0 : (L - g.columns % L) % L;

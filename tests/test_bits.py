@@ -103,14 +103,22 @@ def test_the_sign_of_zero_is_the_same_on_any_number_of_threads(dtype):
 
 # By rows, in tall and deep blocks; of one row and of few, so by columns; with one column and with few. By
 # columns of many weights, on more threads by rows too, and of the gradients of few inputs; few outputs in
-# interleaved sums, few inputs by dot products. All are worth waking threads for.
+# interleaved sums, few inputs by dot products; rows that meet in the caches. All are worth waking threads
+# for.
 @pytest.mark.parametrize(
     "shape",
     [
         *((150, 300, 520), (300, 700, 130), (1100, 1100, 300), (2500, 90, 100)),
         *((1, 3000, 900), (20, 700, 500), (9000, 500, 1), (3000, 400, 3)),
         *((150, 1100, 1000), (3000, 30, 200), (3000, 601, 3), (3000, 3, 400)),
-        *((3001, 334, 2), (1003, 1037, 4), (700_001, 3, 1), (8, 3001, 901), (8, 65, 20_000)),
+        *(
+            (3001, 334, 2),
+            (1003, 1037, 4),
+            (700_001, 3, 1),
+            (8, 3001, 901),
+            (8, 65, 20_000),
+            (40, 1100, 1024),
+        ),
     ],
     ids=repr,
 )

@@ -25,10 +25,15 @@ SHAPES = [
     (3, 70, 33), (7, 530, 2), (9, 600, 4), (6, 4, 70), (70, 3, 1), (1, 70, 4), (9, 33, 3), (6, 47, 4),
     (4, 33, 20), (7, 70, 130), (70, 3, 67), (3, 200, 30), (6, 1030, 13), (70, 2, 1), (70, 4, 1), (1, 70, 2),
     (2, 7, 2),
+    (50, 130, 64), (9, 70, 1024), (6, 9, 1024),
 ]  # fmt: skip
 
-# And several blocks in every direction; weights beyond the caches, by rows; a long row.
-LARGE = [(100, 520, 1100), (1, 1100, 530), (3, 1100, 530), (60, 1100, 530), (5, 20_000, 3)]
+# And several blocks in every direction; weights beyond the caches, by rows; a long row; rows of w or x a
+# multiple of 256 bytes or of 4 KB apart.
+LARGE = [
+    (100, 520, 1100), (1, 1100, 530), (3, 1100, 530), (60, 1100, 530), (5, 20_000, 3),
+    (30, 600, 64), (9, 1100, 1024), (13, 1024, 70), (24, 512, 512),
+]  # fmt: skip
 
 
 def integers(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -210,7 +215,8 @@ def test_a_vanished_probability_costs_a_finite_loss(backend, dtype):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 78, 70), (10, 784, 30), (64, 257, 63), (300, 40, 129), (99, 520, 1100)]
+    "shape",
+    [(1, 78, 70), (10, 784, 30), (64, 257, 63), (300, 40, 129), (99, 520, 1100), (20, 1024, 1024)],
 )
 @pytest.mark.parametrize("name", ["identity", "tanh", "gelu", "softmax"])
 def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit(dtype, shape, name):

@@ -27,7 +27,16 @@ def test_roots_made_of_multiply_adds_are_rounded_to_nearest(tmp_path):
     flags = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
     program = tmp_path / "roots"
     options = ["-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", *flags]
-    command = [COMPILER, *options, "-DVECTOR_BYTES=64", "-I", SOURCE.parents[1] / "csrc", SOURCE, "-o", program]
+    command = [
+        COMPILER,
+        *options,
+        "-DVECTOR_BYTES=64",
+        "-I",
+        SOURCE.parents[1] / "csrc",
+        SOURCE,
+        "-o",
+        program,
+    ]
     subprocess.run(command, check=True)
     differences = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     assert differences == ""

@@ -220,7 +220,8 @@ class CppTraining(Training):
         _, optimizer, state = self._settings
         steps = self._steps
         if steps > len(self._numbers):
-            # After the first epoch those of several at once: NumPy's overhead is longer than a small network's step.
+            # After the first epoch those of several at once: NumPy's overhead is longer than the step of a
+            # small network.
             count = max(steps, 64) if self._begun else steps
             self._numbers, self._begun = optimizer.numbers(state.step + 1, count), True
         numbers, self._numbers = self._numbers[:steps], self._numbers[steps:]
