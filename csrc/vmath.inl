@@ -159,8 +159,7 @@ INLINE Vec<T> multiplied_root(Vec<T> x) {
   return x < T(__builtin_inf()) ? (small ? root * (1 / C::scale) : root) : x;
 }
 
-// sqrt(x), rounded to nearest. In 64 bytes the processor's own takes twice as long, and keeps the divisions around it
-// waiting.
+// sqrt(x), rounded to nearest. In 64 bytes the processor's own takes longer, and keeps the divisions around it waiting.
 template <class T>
 INLINE Vec<T> root(Vec<T> x) {
 #if defined(__x86_64__) && VECTOR_BYTES == 32
