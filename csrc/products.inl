@@ -12,7 +12,7 @@ INLINE ColumnsOfB<T> columns_of_b(const Gemm<T>& g, index n, index k) {
 
 // Blocks of nearly equal size that are at most `most`, and multiples of `unit`.
 INLINE index even_blocks(index size, index most, index unit) {
-  if (size <= most) return size;  // a division takes as long as the tiles of a small product
+  if (size <= most) return size;
   const index blocks = (size + most - 1) / most;
   return ((size + blocks - 1) / blocks + unit - 1) / unit * unit;
 }

@@ -52,11 +52,11 @@ void run() {
   from<double>(0x1.ffffffffffff9p1023, 8);
   std::mt19937_64 random(0);
   for (int i = 0; i < 500'000; i++) {
-    // Roots near the middle between two numbers: squares of odd multiples of half a unit, and what lies beside.
+    // What lies a unit beside a square: its root is about half a unit beside a number, or a quarter.
     double x[lanes<double>];
     for (double& each : x) {
-      const double middle = 0x1p26 + double(random() >> 38);
-      each = std::nextafter(middle * middle, random() % 2 ? 0. : INFINITY);
+      const double root = 0x1p26 + double(random() >> 38);
+      each = std::nextafter(root * root, random() % 2 ? 0. : INFINITY);
     }
     compare<double>(x);
   }

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import COMPILED
+from test_build import COMPILER, X86_FLAGS
 
 SOURCE = Path(__file__).with_name("roots.cpp")
-COMPILER = shutil.which(os.environ.get("CXX", "c++"))
-PROCESSOR = Path("/proc/cpuinfo")
-
-
-def has_fused_multiply_add() -> bool:
-    if platform.machine() in ("x86_64", "AMD64"):
-        return PROCESSOR.exists() and " fma " in PROCESSOR.read_text()
-    return platform.machine() in ("arm64", "aarch64")
+ON_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
-@pytest.mark.skipif(not has_fused_multiply_add(), reason="needs fused multiply-adds")
+@pytest.mark.skipif(
+    not any(backend.isa == "avx2" or not ON_X86 for backend in COMPILED),
+    reason="needs a processor with fused multiply-adds, and the compiled core, which says so",
+)
 def test_roots_made_of_multiply_adds_are_rounded_to_nearest(tmp_path):
-    flags = ["-mavx2", "-mfma"] if platform.machine() in ("x86_64", "AMD64") else []
     program = tmp_path / "roots"
+    flags = X86_FLAGS["avx2"][1] if ON_X86 else []
     options = ["-std=c++17", "-O2", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", *flags]
-    command = [
-        COMPILER,
-        *options,
-        "-DVECTOR_BYTES=64",
-        "-I",
-        SOURCE.parents[1] / "csrc",
-        SOURCE,
-        "-o",
-        program,
-    ]
-    subprocess.run(command, check=True)
+    options += ["-DVECTOR_BYTES=64", "-I", SOURCE.parents[1] / "csrc"]
+    subprocess.run([COMPILER, *options, SOURCE, "-o", program], check=True)
     differences = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     assert differences == ""
