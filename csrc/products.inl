@@ -133,10 +133,11 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     }
   };
 
+  const bool starts = target(first).start;
   if constexpr (A::transposed) {
     constexpr int most = tallest<A, widest>;
     for (index row = 0; packed && row < rows; row += packed_rows) {
-      const RowBlocks blocks = RowBlocks::of(clamp(rows - row, packed_rows), most);
+      const RowBlocks blocks = row_blocks<A, widest>(clamp(rows - row, packed_rows), depth, starts);
       pack_columns<T, most>(blocks, rows - row, depth, a.from(row, 0), packed);
       by_panels(blocks, row, [&](index block, index) {
         return PackedColumns<T, most>{packed + block * most * depth, most * depth};
@@ -145,9 +146,9 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     if (packed) return;
   }
   const int v = vectors(first);
-  const RowBlocks blocks = v == 4   ? RowBlocks::of(rows, tallest<A, widest>)
-                           : v == 2 ? RowBlocks::of(rows, tallest<A, 2>)
-                                    : RowBlocks::of(rows, tallest<A, 1>);
+  const RowBlocks blocks = v == 4   ? row_blocks<A, widest>(rows, depth, starts)
+                           : v == 2 ? row_blocks<A, 2>(rows, depth, starts)
+                                    : row_blocks<A, 1>(rows, depth, starts);
   // Either a panel of b stays in the first-level cache while the rows of a go by, which come from the second, or a
   // block of rows while the panels go by. Of little depth, most of the work is to write the result: row by row, unless
   // its rows are short or it lies in panels itself.
@@ -222,9 +223,10 @@ INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   const bool b_panels = !A::transposed && g.panels;
   // Measured: a of rows is better read where it lies, of columns if few vectors use it.
   const bool pack_b = TransposedB || (!b_panels && pays_to_pack<A>(g));
-  const bool pack_a = A::transposed && g.rows >= 24 &&
-                      (g.depth >= 128 || (g.depth >= 12 && meet<T>(g.lda, 4096)) ? g.columns >= 4 * W
-                                                                                 : g.depth >= 48 && g.columns >= 8 * G);
+  const bool pack_a =
+      A::transposed && g.rows >= 24 &&
+      (g.depth >= 128 || (g.depth >= 12 && g.lda && meet<T>(g.lda, 4096)) ? g.columns >= 4 * W
+                                                                          : g.depth >= 48 && g.columns >= 8 * G);
   // Vectors that cross the end of a row read the next one, and from the last rows of b would reach past it. So these
   // are packed, if to add them up by themselves is less work than to pack the last columns.
   const index past = pack_b || g.padded ? 0 : (L - g.columns % L) % L;
