@@ -8,7 +8,7 @@ struct Constants<float> {
   static constexpr int mantissa_bits = 23;
   static constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float exp_overflow = 88.72283905f, exp_underflow = -86.98f;
+  static constexpr float exp_infinite = 89, exp_underflow = -86.98f;
   static constexpr float tiny = 1.17549435e-38f, root_tiny = 1.08420217e-19f;
   static constexpr float small_square = 0x1p-100f, scale = 0x1p32f;
   static constexpr std::uint32_t inverse_root = 0x5f375a86;
@@ -18,7 +18,7 @@ struct Constants<double> {
   static constexpr int mantissa_bits = 52;
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
-  static constexpr double exp_overflow = 709.782712893384, exp_underflow = -708.0;
+  static constexpr double exp_infinite = 710, exp_underflow = -708.0;
   static constexpr double tiny = 2.2250738585072014e-308, root_tiny = 1.4916681462400413e-154;
   static constexpr double small_square = 0x1p-960, scale = 0x1p64;
   static constexpr std::uint64_t inverse_root = 0x5fe6eb50c7b537a9;
@@ -75,20 +75,23 @@ INLINE Vec<T> reduced_expm1(Vec<T> x, Vec<T>& z) {
   return polynomial<T>(exp<T>(), r) * (r * r) + r;
 }
 
+// exp(x) for x >= exp_underflow. Past the overflow, where 2^k would lose its exponent, it is bounded to infinity.
+template <class T>
+INLINE Vec<T> normal_exponential(Vec<T> x) {
+  Vec<T> z;
+  const Vec<T> p = reduced_expm1<T>(minimum(broadcast(Constants<T>::exp_infinite), x), z) + T(1);
+  // Twice p by half the power: 2^128 would be infinite already.
+  return (p + p) * power_of_two<T>(z, -1);
+}
+
 template <class T>
 INLINE Vec<T> exponential(Vec<T> x) {
-  using C = Constants<T>;
-  Vec<T> z;
-  const Vec<T> p = reduced_expm1<T>(x, z) + T(1);
-  // Twice p by half the power: 2^128 would be infinite already.
-  const Vec<T> y = (p + p) * power_of_two<T>(z, -1);
-  const Vec<T> bounded = x < C::exp_underflow ? Vec<T>{} : y;
-  return x > C::exp_overflow ? broadcast<T>(T(__builtin_inf())) : bounded;
+  return x < Constants<T>::exp_underflow ? Vec<T>{} : normal_exponential<T>(x);
 }
 
 template <class T>
 INLINE Vec<T> sigmoid(Vec<T> x) {
-  return T(1) / (T(1) + exponential<T>(-x));
+  return T(1) / (T(1) + normal_exponential<T>(maximum(broadcast(Constants<T>::exp_underflow), -x)));
 }
 
 INLINE Vec<float> hyperbolic_tangent(Vec<float> x) {

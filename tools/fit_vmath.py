@@ -1,7 +1,8 @@
 """Fit the polynomials of the elementary functions, in C++ and Python, and of the normal distribution.
 
-Every fit interpolates at Chebyshev nodes in 50-digit arithmetic, which is within a small factor
-of the minimax error; the comment beside each array is the error found on a fine grid.
+In 50-digit arithmetic. Polynomials interpolate at Chebyshev nodes, which is within a small factor of
+the minimax error; the rational function is minimax. The comment beside each array is the error found
+on a fine grid.
 
     pip install mpmath
     python tools/fit_vmath.py > csrc/coefficients.inl                               # C++
@@ -12,6 +13,7 @@ of the minimax error; the comment beside each array is the error found on a fine
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import mpmath as mp
 
@@ -27,16 +29,32 @@ def interpolate(f: Function, low: float, high: float, degree: int) -> list[mp.mp
     return list(mp.lu_solve(vandermonde, mp.matrix([f(x) for x in nodes])))
 
 
-def rational(
-    f: Function, low: float, high: float, top: int, bottom: int
-) -> tuple[list[mp.mpf], list[mp.mpf]]:
-    """f ~ P/Q with Q(0) = 1, interpolated at Chebyshev nodes (P - f Q = 0 is linear)."""
-    count = top + bottom + 1
-    middle, half = (mp.mpf(low) + high) / 2, (mp.mpf(high) - low) / 2
-    nodes = [middle + half * mp.cos(mp.pi * (2 * i + 1) / (2 * count)) for i in range(count)]
-    rows = [[x**j for j in range(top + 1)] + [-f(x) * x**j for j in range(1, bottom + 1)] for x in nodes]
-    solution = list(mp.lu_solve(mp.matrix(rows), mp.matrix([f(x) for x in nodes])))
-    return solution[: top + 1], [mp.mpf(1), *solution[top + 1 :]]
+def minimax(f: Function, high: float, top: int, bottom: int) -> tuple[list[mp.mpf], list[mp.mpf]]:
+    """f(x^2) ~ P(x^2) / Q(x^2) of least relative error for 0 < x <= high, Q monic, by Remez's algorithm.
+
+    A leading coefficient of one is an addition where the others are multiply-adds.
+    """
+    count = top + bottom + 2
+    grid = [(high * mp.mpf(i) / 3000) ** 2 for i in range(1, 3001)]
+    values = [f(u) for u in grid]
+    nodes = [int(2999 * (1 - mp.cos(mp.pi * i / (count - 1))) / 2) for i in range(count)]
+    q, e = [mp.mpf(0)] * bottom + [mp.mpf(1)], mp.mpf(0)
+    for _ in range(8):
+        for _ in range(8):  # by Newton's method, P = f Q (1 +- e) at the nodes
+            rows, right = [], []
+            for sign, u, y in ((1 - 2 * (i % 2), grid[n], values[n]) for i, n in enumerate(nodes)):
+                goal = y * (1 + sign * e)
+                rows.append([u**j for j in range(top + 1)] + [-goal * u**j for j in range(bottom)])
+                rows[-1].append(-sign * y * evaluate(q, u))
+                right.append(goal * u**bottom)
+            solution = list(mp.lu_solve(mp.matrix(rows), mp.matrix(right)))
+            p, q, e = solution[: top + 1], [*solution[top + 1 : -1], mp.mpf(1)], e + solution[-1]
+        errors = [evaluate(p, u) / evaluate(q, u) / y - 1 for u, y in zip(grid, values, strict=True)]
+        # The largest error of every run of one sign.
+        sizes, positive = [abs(error) for error in errors], [error > 0 for error in errors]
+        nodes = [max(run, key=sizes.__getitem__) for _, run in groupby(range(3000), positive.__getitem__)]
+        assert len(nodes) == count
+    return p, q
 
 
 def evaluate(coefficients: list[mp.mpf], x: mp.mpf) -> mp.mpf:
@@ -119,7 +137,7 @@ def sections() -> Iterator[tuple[str, list[Fit]]]:
         "q of log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), 1/sqrt(2) <= m <= sqrt(2)",
         [polynomial("log", bits, atanh_rest, 1e-9, 0.0295, n) for bits, n in ((32, 2), (64, 6))],
     )
-    top, bottom = rational(tanh_ratio, 1e-9, 9.01**2, 6, 4)
+    top, bottom = minimax(tanh_ratio, 9.01, 4, 4)
     fit = error(tanh_ratio, lambda u: evaluate(top, u) / evaluate(bottom, u), 1e-9, 9.01**2)
     yield (
         f"tanh(x) = x P(x^2) / Q(x^2), |x| <= 9.01, relative error {fit}",
