@@ -147,6 +147,7 @@ def predictor(contender: Contender) -> Predict:
 
 @predictor.register
 def _(contender: Ours) -> Predict:
+    contender.network.predict(contender.workload.data[0][:1])  # from now on, the method is the core's
     return contender.network.predict
 
 

@@ -3,6 +3,7 @@
 #include "fast.hpp"
 
 #include <pybind11/numpy.h>
+#include <structmember.h>
 
 #include <array>
 #include <new>
@@ -102,10 +103,17 @@ PyObject* new_matrix(PyObject* like, Py_ssize_t rows, Py_ssize_t columns) {
   return api.PyArray_NewFromDescr_(api.PyArray_Type_, descr, 2, shape, nullptr, nullptr, 0, nullptr);
 }
 
-// Rows that are predicted without releasing the interpreter lock, which costs as much as they do.
+template <class T>
+constexpr int type_number =
+    std::is_same_v<T, float> ? py::detail::npy_api::NPY_FLOAT_ : py::detail::npy_api::NPY_DOUBLE_;
+
+// Rows that are predicted without releasing the interpreter lock, which costs as much as they do; else None. The
+// parameters are a ready array of the network's dtype.
 template <class T>
 PyObject* quick_predict(const Network<T>& network, PyObject* params, PyObject* x, PyObject* out) {
+  if (ready_type(x) != type_number<T>) Py_RETURN_NONE;
   const auto* input = array_proxy(x);
+  if (input->nd != 2) Py_RETURN_NONE;
   const index rows = input->dimensions[0], inputs = network.layers.front().inputs;
   const index outputs = network.layers.back().outputs;
   if (input->dimensions[1] != inputs || double(rows) * double(network.compact_size) > quick_multiply_adds)
@@ -115,7 +123,7 @@ PyObject* quick_predict(const Network<T>& network, PyObject* params, PyObject* x
     out = new_matrix(x, rows, outputs);
     if (!out) return nullptr;
   } else {
-    if (ready_type(out) != ready_type(x)) Py_RETURN_NONE;
+    if (ready_type(out) != type_number<T>) Py_RETURN_NONE;
     const auto* target = array_proxy(out);
     const size_t bytes = size_t(rows * outputs) * sizeof(T);
     if (target->nd != 2 || target->dimensions[0] != rows || target->dimensions[1] != outputs ||
@@ -135,17 +143,112 @@ PyObject* quick_predict(const Network<T>& network, PyObject* params, PyObject* x
   return out;
 }
 
+PyObject* quick_predict(const AnyNetwork& any, PyObject* params, PyObject* x, PyObject* out) {
+  if (const auto* network = std::get_if<Network<float>>(&any)) return quick_predict(*network, params, x, out);
+  return quick_predict(std::get<Network<double>>(any), params, x, out);
+}
+
 PyObject* quick_predict_call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 3) {
     PyErr_SetString(PyExc_TypeError, "quick_predict(params, x, out)");
     return nullptr;
   }
   const auto& any = *static_cast<const AnyNetwork*>(PyCapsule_GetPointer(self, nullptr));
-  PyObject *params = arguments[0], *x = arguments[1], *out = arguments[2];
-  const int type = ready_type(x);
-  if (type < 0 || type != ready_type(params) || array_proxy(x)->nd != 2) Py_RETURN_NONE;
-  if (const auto* network = std::get_if<Network<float>>(&any)) return quick_predict(*network, params, x, out);
-  return quick_predict(std::get<Network<double>>(any), params, x, out);
+  return quick_predict(any, arguments[0], arguments[1], arguments[2]);
+}
+
+// A network with its parameters, for predictions while everywhere[0] is the backend it was planned for.
+struct Quick {
+  PyObject_HEAD;
+  const AnyNetwork* network;
+  PyObject *plan, *params, *everywhere, *backend;
+};
+
+// method(object, x, out=None): what the Quick in an attribute of the object returns; where there is none, or that is
+// None, or the arguments are others, what the function returns. A frame of Python, and what it looks up, would take
+// as long as a small network.
+struct QuickMethod {
+  PyObject_HEAD;
+  vectorcallfunc call;
+  PyObject *attribute, *function, *dict;  // dict: what functools.update_wrapper sets
+};
+
+template <class Object, PyObject* Object::*... Parts>
+void destroy(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  (Py_XDECREF(reinterpret_cast<Object*>(self)->*Parts), ...);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+template <class Object>
+Object* create(PyTypeObject* type) {
+  auto* const object = reinterpret_cast<Object*>(type->tp_alloc(type, 0));
+  if (!object) throw py::error_already_set();
+  return object;
+}
+
+PyTypeObject* quick_type() {
+  static PyType_Slot slots[] = {
+      {Py_tp_dealloc,
+       reinterpret_cast<void*>(destroy<Quick, &Quick::plan, &Quick::params, &Quick::everywhere, &Quick::backend>)},
+      {0, nullptr}};
+  static PyType_Spec spec = {"pyfastnn._core.Quick", int(sizeof(Quick)), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+  static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  return type;
+}
+
+PyObject* call_quick_method(PyObject* self, PyObject* const* arguments, size_t flags, PyObject* names) {
+  static PyObject* const out_name = PyUnicode_InternFromString("out");
+  const auto* const method = reinterpret_cast<const QuickMethod*>(self);
+  const Py_ssize_t positional = PyVectorcall_NARGS(flags), named = names ? PyTuple_GET_SIZE(names) : 0;
+  const bool only_out = named == 1 && positional == 2 && PyTuple_GET_ITEM(names, 0) == out_name;
+  if (only_out || (named == 0 && (positional == 2 || positional == 3))) {
+    const auto quick = py::reinterpret_steal<py::object>(PyObject_GetAttr(arguments[0], method->attribute));
+    if (!quick) PyErr_Clear();
+    if (quick && Py_TYPE(quick.ptr()) == quick_type()) {
+      const auto* const q = reinterpret_cast<const Quick*>(quick.ptr());
+      if (PyList_GET_ITEM(q->everywhere, 0) == q->backend) {
+        PyObject* const out = positional + named == 3 ? arguments[2] : Py_None;
+        PyObject* const result = quick_predict(*q->network, q->params, arguments[1], out);
+        if (result != Py_None) return result;
+        Py_DECREF(result);
+      }
+    }
+  }
+  return PyObject_Vectorcall(method->function, arguments, flags, names);
+}
+
+PyObject* bind_quick_method(PyObject* self, PyObject* object, PyObject*) {
+  if (object) return PyMethod_New(self, object);
+  Py_INCREF(self);
+  return self;
+}
+
+PyObject* show_quick_method(PyObject* self) { return PyObject_Repr(reinterpret_cast<QuickMethod*>(self)->function); }
+
+PyTypeObject* quick_method_type() {
+  static PyMemberDef members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(QuickMethod, call), READONLY, nullptr},
+                                  {"__dictoffset__", T_PYSSIZET, offsetof(QuickMethod, dict), READONLY, nullptr},
+                                  {nullptr, 0, 0, 0, nullptr}};
+  static PyGetSetDef properties[] = {{"__dict__", PyObject_GenericGetDict, nullptr, nullptr, nullptr},
+                                     {nullptr, nullptr, nullptr, nullptr, nullptr}};
+  static PyType_Slot slots[] = {
+      {Py_tp_dealloc, reinterpret_cast<void*>(
+                          destroy<QuickMethod, &QuickMethod::attribute, &QuickMethod::function, &QuickMethod::dict>)},
+      {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+      {Py_tp_descr_get, reinterpret_cast<void*>(bind_quick_method)},
+      {Py_tp_repr, reinterpret_cast<void*>(show_quick_method)},
+      {Py_tp_members, members},
+      {Py_tp_getset, properties},
+      {0, nullptr}};
+  static PyType_Spec spec = {"pyfastnn._core.QuickMethod", int(sizeof(QuickMethod)), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_METHOD_DESCRIPTOR |
+                                 Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                             slots};
+  static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  return type;
 }
 
 template <class Function>
@@ -166,6 +269,25 @@ void add_fast_functions(PyObject* module) { PyModule_AddFunctions(module, functi
 py::object bound_quick_predict(const AnyNetwork& network) {
   const py::capsule self(&network);
   return py::reinterpret_steal<py::object>(PyCFunction_New(&quick_predict_method, self.ptr()));
+}
+
+py::object bound_quick(const AnyNetwork& network, py::object plan, py::array params, py::list everywhere,
+                       py::object backend) {
+  auto* const quick = create<Quick>(quick_type());
+  quick->network = &network;
+  quick->plan = plan.release().ptr();
+  quick->params = params.release().ptr();
+  quick->everywhere = everywhere.release().ptr();
+  quick->backend = backend.release().ptr();
+  return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(quick));
+}
+
+py::object quick_method(py::str attribute, py::object function) {
+  auto* const method = create<QuickMethod>(quick_method_type());
+  method->call = call_quick_method;
+  method->attribute = attribute.release().ptr();
+  method->function = function.release().ptr();
+  return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(method));
 }
 
 }  // namespace pyfastnn

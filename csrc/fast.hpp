@@ -1,6 +1,6 @@
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <pybind11/numpy.h>
 
 #include "plan.hpp"
 
@@ -15,5 +15,13 @@ void add_fast_functions(PyObject* module);
 // f(params, x, out or None) -> the outputs; None where x or out are not what the slow checks would pass without a
 // word, or are many. The network must outlive it.
 pybind11::object bound_quick_predict(const AnyNetwork&);
+
+// What quick_method looks for: the network, which `plan` keeps, with these parameters, while everywhere[0] is the
+// backend.
+pybind11::object bound_quick(const AnyNetwork&, pybind11::object plan, pybind11::array params,
+                             pybind11::list everywhere, pybind11::object backend);
+
+// A method(self, x, out=None) that first tries the bound_quick in that attribute of self, and else calls the function.
+pybind11::object quick_method(pybind11::str attribute, pybind11::object function);
 
 }  // namespace pyfastnn

@@ -229,6 +229,10 @@ class Plan {
   }
 
   py::object quick_predict() const { return bound_quick_predict(network_); }
+  static py::object quick(py::object self, Array params, py::list everywhere, py::object backend) {
+    const AnyNetwork& network = self.cast<const Plan&>().network_;
+    return bound_quick(network, std::move(self), std::move(params), std::move(everywhere), std::move(backend));
+  }
 
   void predict(const Array& params, const Array& x, Array out) const {
     visit([&](auto& network, auto zero) {
@@ -334,6 +338,7 @@ PYBIND11_MODULE(_core, m) {
   using pyfastnn::Kernels;
   m.attr("compiler") = PYFASTNN_COMPILER;
   pyfastnn::add_fast_functions(m.ptr());
+  m.def("quick_method", pyfastnn::quick_method, "quick_method(attribute, function) -> method");
   m.def("instruction_sets", pyfastnn::instruction_set_names, "Those of this machine, the best last.");
   m.def("permutation", pyfastnn::permutation_of, "Generator.permutation(n) from the capsule of its bit generator.");
   m.def("set_thread_limit", pyfastnn::threads::set_limit, "0: automatic.");
@@ -362,6 +367,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const Kernels&, const py::array&, const std::vector<pyfastnn::index>&, const std::vector<int>&,
                     const std::vector<bool>&, int, bool, bool, bool>())
       .def("quick_predict", &pyfastnn::Plan::quick_predict, py::keep_alive<0, 1>())
+      .def("quick", &pyfastnn::Plan::quick)
       .def("predict", &pyfastnn::Plan::predict)
       .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient);
   py::class_<pyfastnn::Fit>(m, "Fit")

@@ -30,7 +30,11 @@ bool narrow_suits(const std::vector<index>& sizes, index narrow, index wide) {
 template <class T>
 Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes, const std::vector<int>& activations,
                     const std::vector<bool>& slopes_from_input, int loss_id, bool matched_, bool mean)
-    : kernels(&table), loss(&table.losses[loss_id]), matched(matched_), mean_over_outputs(mean) {
+    : kernels(&table),
+      loss(&table.losses[loss_id]),
+      matched(matched_),
+      mean_over_outputs(mean),
+      row_elements(sizes[0]) {
   for (size_t i = 0; i + 1 < sizes.size(); i++) {
     Layer<T> layer{};
     layer.inputs = sizes[i];
@@ -43,6 +47,8 @@ Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes
     layer.biases = layer.weights + layer.inputs * layer.width;
     padded_size = round_up(layer.biases + layer.width, 64 / sizeof(T));
     compact_size += (layer.inputs + 1) * layer.outputs;
+    widest = std::max(widest, layer.outputs);
+    row_elements += layer.outputs;
     layer.activation = &table.activations[activations[i]];
     layer.slope_from_input = slopes_from_input[i];
     layers.push_back(layer);
@@ -97,34 +103,33 @@ void Network<T>::unpad(const T* padded, T* compact) const {
 
 template <class T>
 void predict(const Network<T>& network, const T* params, const T* x, index count, T* out) {
-  double work = 0, elements = double(count) * double(network.layers.front().inputs);
-  index widest = 0;
-  for (const Layer<T>& layer : network.layers) {
-    work += multiply_adds({count, layer.inputs, layer.outputs});
-    elements += double(count) * double(layer.outputs);
-    widest = std::max(widest, layer.outputs);
-  }
-  work += passage(elements);  // which stands for the activation functions too
+  // Multiply-adds, and passages, which stand for the activation functions too.
+  const double work =
+      double(count) * double(network.compact_size) + passage(double(count) * double(network.row_elements));
   const int threads = threads_for<T>(work);
   const Tiles tiles(count, threads, max_tile_rows);
-  const index tile_size = max_tile_rows * widest;
+  const index tile_size = max_tile_rows * network.widest;
   // Two rows of tiles in turn: the outputs of one layer are the inputs of the next.
   T* const scratch = scratch_for<T>(threads, scratch_size<T> + 2 * tile_size);
   threads::for_each(tiles.count, threads, [&](index tile, int thread) {
     T* const own = scratch + thread * (scratch_size<T> + 2 * tile_size);
-    const index first = tiles.begin(tile), rows = tiles.begin(tile + 1) - first;
-    const T* from = x + first * network.layers.front().inputs;
-    const T* w = params;
+    const index first = tiles.begin(tile);
+    Gemm<T> product{};
+    product.rows = tiles.begin(tile + 1) - first;
+    product.a = x + first * network.layers.front().inputs;
+    product.b = params;
+    product.scratch = own;
     for (size_t i = 0; i < network.layers.size(); i++) {
       const Layer<T>& layer = network.layers[i];
       const bool last = i + 1 == network.layers.size();
-      T* const to = last ? out + first * layer.outputs : own + scratch_size<T> + index(i % 2) * tile_size;
-      const T* const b = w + layer.inputs * layer.outputs;
-      network.kernels->gemm(
-          {rows, layer.outputs, layer.inputs, from, layer.inputs, w, layer.outputs, b, 0, to, layer.outputs, own});
-      layer.activation->value(rows, layer.outputs, layer.outputs, to, to);
-      from = to;
-      w = b + layer.outputs;
+      product.c = last ? out + first * layer.outputs : own + scratch_size<T> + index(i % 2) * tile_size;
+      product.depth = product.lda = layer.inputs;
+      product.columns = product.ldb = product.ldc = layer.outputs;
+      product.start = product.b + layer.inputs * layer.outputs;
+      network.kernels->gemm(product);
+      layer.activation->value(product.rows, layer.outputs, layer.outputs, product.c, product.c);
+      product.a = product.c;
+      product.b = product.start + layer.outputs;
     }
   });
 }

@@ -38,6 +38,7 @@ struct Network {
   bool matched;            // the loss with the output activation: dl/dz = a - y
   bool mean_over_outputs;  // else sum
   index padded_size = 0, compact_size = 0;
+  index widest = 0, row_elements = 0;  // outputs of a layer; inputs and outputs of all
 
   Network(const KernelTable<T>&, const std::vector<index>& sizes, const std::vector<int>& activations,
           const std::vector<bool>& slopes_from_input, int loss, bool matched, bool mean_over_outputs);

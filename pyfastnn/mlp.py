@@ -97,6 +97,7 @@ class MLP:
         self.weights, self.biases = spec.unflatten(self._params)
         self._training: tuple[Optimizer, OptimizerState] | None = None
         self._latest_plan: Plan | None = None
+        self._quick: object = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -165,7 +166,7 @@ class MLP:
             For an array of another type, dtype, shape or layout, or an overlapping ``out``.
         """
         plan, params = self._latest_plan, self._params
-        if plan is None or plan.backend is not everywhere.backend:
+        if plan is None or plan.backend is not everywhere[0]:
             plan = self._plan()
         result = plan.quick_forward(params, x, out)
         if result is not None:
@@ -381,6 +382,9 @@ class MLP:
         backend, plan = get_backend(), self._latest_plan
         if plan is None or plan.backend is not backend:
             plan = self._latest_plan = backend.plan(self._spec)
+            self._quick = plan.quick(self._params)
+            if MLP.predict is _predict:
+                MLP.predict = backend.quick_method(_predict)  # type: ignore[method-assign]
         return plan
 
     def _optimizer_state(self, optimizer: Optimizer) -> OptimizerState:
@@ -413,6 +417,10 @@ class MLP:
         if not len(x):
             raise ValueError("validation_data must have at least one row, got none")
         return x, self._targets("validation_data[1]", data[1], len(x))
+
+
+# As written: the compiled core, once it is there, puts a method without a Python frame before it.
+_predict = MLP.predict
 
 
 def _spec(

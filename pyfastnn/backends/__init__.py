@@ -32,20 +32,9 @@ _context_choice: ContextVar[Backend | None] = ContextVar("pyfastnn_backend", def
 _requested_threads = 0
 
 
-class _Everywhere:
-    """What a microsecond's call asks first: a choice that holds in every thread and task."""
-
-    __slots__ = ("backend", "contexts")
-
-    def __init__(self) -> None:
-        self.backend: Backend | None = None  # None: ask get_backend
-        self.contexts = False  # whether a context has ever made a choice of its own
-
-    def choose(self, backend: Backend) -> None:
-        self.backend = None if self.contexts else backend
-
-
-everywhere = _Everywhere()
+# The backend of every thread and task, for microseconds' calls; None: ask get_backend.
+everywhere: list[Backend | None] = [None]
+_contexts_choose = False  # whether a context has ever made a choice of its own
 
 
 def load(name: str) -> Backend:
@@ -99,7 +88,7 @@ def _default() -> Backend:
         if _process_choice is None:
             named = os.environ.get("PYFASTNN_BACKEND")
             _process_choice = load(named) if named else _first_available()
-            everywhere.choose(_process_choice)
+            everywhere[0] = None if _contexts_choose else _process_choice
         return _process_choice
 
 
@@ -144,7 +133,7 @@ def set_backend(backend: str | Backend) -> None:
     chosen = _resolve(backend)
     with _lock:
         _process_choice = chosen
-        everywhere.choose(chosen)
+        everywhere[0] = None if _contexts_choose else chosen
 
 
 @contextmanager
@@ -165,9 +154,10 @@ def use_backend(backend: str | Backend) -> Iterator[Backend]:
     ...     print(backend.name)
     numpy
     """
+    global _contexts_choose
     chosen = _resolve(backend)
     with _lock:
-        everywhere.contexts, everywhere.backend = True, None
+        _contexts_choose, everywhere[0] = True, None
     token = _context_choice.set(chosen)
     try:
         yield chosen

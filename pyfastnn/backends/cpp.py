@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, update_wrapper
 from types import ModuleType
 
 import numpy as np
@@ -13,6 +13,7 @@ from .._typing import Array
 from ..activations import Activation
 from ..losses import Loss
 from ..optimizers import Optimizer, OptimizerState
+from . import everywhere
 from .plan import Backend, BackendUnavailableError, Plan, Spec, Training, batch_scale
 
 _MOST_THREADS = 2**31 - 1  # what a C int holds
@@ -115,6 +116,9 @@ class CppBackend(Backend):
     def plan(self, spec: Spec) -> Plan:
         return CppPlan(self, spec)
 
+    def quick_method(self, method: Callable[..., Array]) -> Callable[..., Array]:
+        return update_wrapper(self._core.quick_method("_quick", method), method)
+
     def order(self, rng: np.random.Generator, count: int) -> Array:
         if type(rng) is np.random.Generator and count < 2**32 and self._shuffles_as_numpy:
             return self._permutation(rng, count)
@@ -157,6 +161,9 @@ class CppPlan(Plan):
             backend._any_width,
         )
         self.quick_forward = self._compiled.quick_predict()
+
+    def quick(self, params: Array) -> object:
+        return self._compiled.quick(params, everywhere, self.backend)
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
         self._compiled.predict(params, x, out)

@@ -147,6 +147,10 @@ class Backend(ABC):
     def plan(self, spec: Spec) -> Plan:
         return Plan(self, spec)
 
+    def quick_method(self, method: Callable[..., Array]) -> Callable[..., Array]:
+        """The method(self, x, out=None), to which a backend may add a way that is faster for few rows."""
+        return method
+
     def order(self, rng: np.random.Generator, count: int) -> Array:
         """``rng.permutation(count)``, in which an epoch takes its samples."""
         return rng.permutation(count)
@@ -233,6 +237,10 @@ class Plan:
         self.backend = backend
         self.spec = spec
         self.quick_forward = lambda params, x, out: None
+
+    def quick(self, params: Array) -> object:
+        """What ``Backend.quick_method`` looks for in ``_quick``, to predict with these parameters."""
+        return None
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
         """out (n, outputs) = the network at x (n, inputs)."""
