@@ -133,11 +133,10 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     }
   };
 
-  const bool starts = target(first).start;
   if constexpr (A::transposed) {
     constexpr int most = tallest<A, widest>;
     for (index row = 0; packed && row < rows; row += packed_rows) {
-      const RowBlocks blocks = row_blocks<A, widest>(clamp(rows - row, packed_rows), depth, starts);
+      const RowBlocks blocks = row_blocks<A, widest>(clamp(rows - row, packed_rows), depth);
       pack_columns<T, most>(blocks, rows - row, depth, a.from(row, 0), packed);
       by_panels(blocks, row, [&](index block, index) {
         return PackedColumns<T, most>{packed + block * most * depth, most * depth};
@@ -146,9 +145,9 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     if (packed) return;
   }
   const int v = vectors(first);
-  const RowBlocks blocks = v == 4   ? row_blocks<A, widest>(rows, depth, starts)
-                           : v == 2 ? row_blocks<A, 2>(rows, depth, starts)
-                                    : row_blocks<A, 1>(rows, depth, starts);
+  const RowBlocks blocks = v == 4   ? row_blocks<A, widest>(rows, depth)
+                           : v == 2 ? row_blocks<A, 2>(rows, depth)
+                                    : row_blocks<A, 1>(rows, depth);
   // Either a panel of b stays in the first-level cache while the rows of a go by, which come from the second, or a
   // block of rows while the panels go by. Of little depth, most of the work is to write the result: row by row, unless
   // its rows are short or it lies in panels itself.

@@ -121,9 +121,17 @@ INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
     return whole || j < Vectors - 1 ? load<T>(at) : load_part<T>(at, result.last);
   };
   Vec<T> sum[Rows][Vectors];
-  UNROLL for (int i = 0; i < Rows; i++) {
-    UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] =
-        result.start ? read(result.start + i * result.start_stride, j) : Vec<T>{};
+  if (!result.start) {
+    UNROLL for (int i = 0; i < Rows; i++) { UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = Vec<T>{}; }
+  } else if (result.start_stride) {
+    UNROLL for (int i = 0; i < Rows; i++) {
+      UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = read(result.start + i * result.start_stride, j);
+    }
+  } else {
+    UNROLL for (int j = 0; j < Vectors; j++) {
+      const Vec<T> x = read(result.start, j);
+      UNROLL for (int i = 0; i < Rows; i++) sum[i][j] = x;
+    }
   }
   const T* row[Rows] = {};
   if constexpr (!A::transposed) {
@@ -167,13 +175,13 @@ struct RowBlocks {
 
 // Blocks for tiles of so many vectors, as few as may be. But where its sums fill sixteen registers, a tile takes long
 // to begin and to end: of little depth, tiles of four rows, whose sums just do not wait for each other, are faster by
-// a tenth or a fifth. (Measured on Zen 3. Not if the sums start from something, but of few rows; and blocks of two
-// heights are two calls, so few rows are rather cut into equal ones.)
+// a tenth or a fifth. (Measured on Zen 3. Blocks of two heights are two calls, so few rows are rather cut into equal
+// ones.)
 template <class A, int Vectors>
-INLINE RowBlocks row_blocks(index rows, index depth, bool starts) {
+INLINE RowBlocks row_blocks(index rows, index depth) {
   constexpr index most = tallest<A, Vectors>, low = 4;
   index count = (rows + most - 1) / most;
-  if (widest == 2 && Vectors == 2 && depth >= 8 && depth < 48 && (rows <= 32 || !starts)) {
+  if (widest == 2 && Vectors == 2 && depth >= 8 && depth < 48) {
     const index more = rows / low;
     if (more > count && (rows > 4 * most || rows % count || rows % more == 0)) count = more;
   }
