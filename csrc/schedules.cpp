@@ -10,6 +10,11 @@ namespace {
 using threads::begins_share;
 using threads::share_begin;
 
+// Rows [begin, end) of these, as far as there are.
+Rows part_of(Rows rows, index begin, index end) {
+  return {rows.at + begin, rows.first + begin, std::min(rows.count, end) - begin};
+}
+
 // Gradients of parts of a batch, the first of them where their sum belongs.
 template <class T>
 class PartialGradients {
@@ -65,10 +70,6 @@ class ByRows : public Schedule<T> {
   }
 
  protected:
-  struct Rows {
-    index begin, count;
-  };
-
   Worker<T>& worker() { return *this->workers_[0]; }
 
   // Share `number` of `count` of the batch.
@@ -77,20 +78,19 @@ class ByRows : public Schedule<T> {
     const auto begin = [&](index share) {
       return std::min(batch.rows, share_begin(blocks, share, count) * block_rows);
     };
-    return {begin(number), begin(number + 1) - begin(number)};
+    return part_of(batch.all(), begin(number), begin(number + 1));
   }
 
   void forward_and_back(const Batch<T>& batch, Rows rows, int thread) {
     const Tiles tiles(block_count(rows.count), 1, tile_blocks_);
-    for (index tile = 0; tile < tiles.count; tile++) {
-      const index first = tiles.begin(tile) * block_rows, at = rows.begin + first;
-      const index count = std::min(rows.count, tiles.begin(tile + 1) * block_rows) - first;
-      worker().gather(at, batch.first + at, count);
-      worker().forward(0, at, count, this->parameters, this->scratch(thread));
-      for (index block = at; block < at + count; block += block_rows)
-        losses_[block / block_rows] =
-            worker().output_delta(block, batch.first + block, std::min(block_rows, at + count - block), batch.scale);
-      worker().propagate(at, count, this->parameters, this->scratch(thread));
+    for (index number = 0; number < tiles.count; number++) {
+      const Rows tile = part_of(rows, tiles.begin(number) * block_rows, tiles.begin(number + 1) * block_rows);
+      worker().gather(tile);
+      worker().forward(0, tile, this->parameters, this->scratch(thread));
+      for (index row = 0; row < tile.count; row += block_rows)
+        losses_[(tile.at + row) / block_rows] =
+            worker().output_delta(part_of(tile, row, row + block_rows), batch.scale);
+      worker().propagate(tile, this->parameters, this->scratch(thread));
     }
   }
 
@@ -124,7 +124,7 @@ class RowsThenWeights final : public ByRows<T> {
                   high = share_begin(layer.inputs, thread + 1, threads);
       this->worker().update_weights(batch, i, low, high, p, this->scratch(thread));
       if (int(i) % threads != thread) continue;
-      this->worker().bias_gradient(i, 0, batch.rows, false, p.gradient);
+      this->worker().bias_gradient(i, batch.all(), false, p.gradient);
       p.update(batch.rule, batch.numbers, layer.biases, layer.width);
     }
   }
@@ -192,13 +192,11 @@ class Parts final : public ByRows<T> {
 
   // Rows [low, high) of the weights of layer i; with `pairs`, that of an odd part goes to the part before it.
   void weight_gradient(const Batch<T>& batch, size_t i, index low, index high, index part, bool pairs, int thread) {
-    const auto rows = this->rows_of(batch, part, parts());
+    const Rows rows = this->rows_of(batch, part, parts());
     const bool odd = pairs && part % 2;
     if (odd && rows.count <= max_depth)
-      return this->worker().add_weight_gradient(i, low, high, rows.begin, rows.count, gradients_.of(part - 1),
-                                                this->scratch(thread));
-    this->worker().weight_gradient(i, low, high, rows.begin, rows.count, false, gradients_.of(part),
-                                   this->scratch(thread));
+      return this->worker().add_weight_gradient(i, low, high, rows, gradients_.of(part - 1), this->scratch(thread));
+    this->worker().weight_gradient(i, low, high, rows, false, gradients_.of(part), this->scratch(thread));
     if (odd)
       this->task.network.layers[i].for_rows(
           low, high, [&](index offset, index size) { gradients_.add(part, part - 1, offset, size); });
@@ -206,8 +204,8 @@ class Parts final : public ByRows<T> {
 
   void bias_gradient(const Batch<T>& batch, size_t i, index part, bool pairs) {
     const Layer<T>& layer = this->task.network.layers[i];
-    const auto rows = this->rows_of(batch, part, parts());
-    this->worker().bias_gradient(i, rows.begin, rows.count, false, gradients_.of(part));
+    const Rows rows = this->rows_of(batch, part, parts());
+    this->worker().bias_gradient(i, rows, false, gradients_.of(part));
     if (pairs && part % 2) gradients_.add(part, part - 1, layer.biases, layer.width);
   }
 
@@ -239,15 +237,16 @@ class Tiles96 final : public Schedule<T> {
     const index tiles = tile_count(batch.rows), slots = gradient_count(batch.rows);
     claims_.each(slots, thread, threads, [&](index slot) {
       for (index tile = tiles * slot / slots; tile < tiles * (slot + 1) / slots; tile++) {
-        const index at = tile * tile_rows, rows = std::min(tile_rows, batch.rows - at);
+        const index at = tile * tile_rows;
+        const Rows rows{0, batch.first + at, std::min(tile_rows, batch.rows - at)};
         const bool add = tile > tiles * slot / slots;
-        worker.gather(0, batch.first + at, rows);
-        worker.forward(0, 0, rows, this->parameters, scratch);
-        losses_[tile] = worker.output_delta(0, batch.first + at, rows, batch.scale);
-        worker.propagate(0, rows, this->parameters, scratch);
+        worker.gather(rows);
+        worker.forward(0, rows, this->parameters, scratch);
+        losses_[tile] = worker.output_delta(rows, batch.scale);
+        worker.propagate(rows, this->parameters, scratch);
         for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-          worker.weight_gradient(i, 0, this->task.network.layers[i].inputs, 0, rows, add, gradients_.of(slot), scratch);
-          worker.bias_gradient(i, 0, rows, add, gradients_.of(slot));
+          worker.weight_gradient(i, 0, this->task.network.layers[i].inputs, rows, add, gradients_.of(slot), scratch);
+          worker.bias_gradient(i, rows, add, gradients_.of(slot));
         }
       }
     });
@@ -303,11 +302,11 @@ class InputsThenTail final : public Schedule<T> {
 
   void before(const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = *this->workers_[size_t(thread)];
-    worker.gather(0, batch.first, batch.rows);
+    worker.gather(batch.all());
     const index end = share_begin(parts_, thread + 1, threads);
     for (index part = share_begin(parts_, thread, threads); part < end; part++) {
       const bool add = adds(part, threads);
-      worker.first_sums(0, batch.rows, begin(part), begin(part + 1), this->parameters, add,
+      worker.first_sums(batch.all(), begin(part), begin(part + 1), this->parameters, add,
                         sums(batch) + (part - add) * sums_stride_, this->scratch(thread));
     }
   }
@@ -317,15 +316,15 @@ class InputsThenTail final : public Schedule<T> {
     Parameters<T>& tail = tails_[size_t(thread)];
     T* const scratch = this->scratch(thread);
     const auto is_added = [&](index part) { return adds(part + 1, threads); };
-    worker.first_layer(0, batch.rows, parts_, sums(batch), sums_stride_, is_added, tail);
-    worker.forward(1, 0, batch.rows, tail, scratch);
-    const double sum = worker.output_delta(0, batch.first, batch.rows, batch.scale);
+    worker.first_layer(batch.all(), parts_, sums(batch), sums_stride_, is_added, tail);
+    worker.forward(1, batch.all(), tail, scratch);
+    const double sum = worker.output_delta(batch.all(), batch.scale);
     if (thread == 0) loss_ = batch.scale * sum;
-    worker.propagate(0, batch.rows, tail, scratch);
+    worker.propagate(batch.all(), tail, scratch);
     const auto& layers = this->task.network.layers;
     for (size_t i = 0; i < layers.size(); i++) {
-      if (i) worker.weight_gradient(i, 0, layers[i].inputs, 0, batch.rows, false, tail.gradient, scratch);
-      worker.bias_gradient(i, 0, batch.rows, false, tail.gradient);
+      if (i) worker.weight_gradient(i, 0, layers[i].inputs, batch.all(), false, tail.gradient, scratch);
+      worker.bias_gradient(i, batch.all(), false, tail.gradient);
     }
     tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
     const index low = begin(share_begin(parts_, thread, threads)),

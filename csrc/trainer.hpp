@@ -51,6 +51,11 @@ struct Parameters {
   }
 };
 
+// Rows [at, at + count) of a worker, for samples [first, first + count) of the order.
+struct Rows {
+  index at, first, count;
+};
+
 // Samples [first, first + rows) of the order, and what a step on them takes.
 template <class T>
 struct Batch {
@@ -58,6 +63,9 @@ struct Batch {
   double scale;         // turns the sum of weighted losses into the loss
   const Rule<T>* rule;  // null: leave the parameters alone
   const double* numbers;
+
+  // In a worker that has room for all of them.
+  Rows all() const { return {0, first, rows}; }
 };
 
 // What is copied of samples that are not taken as they lie.
@@ -72,8 +80,8 @@ struct Gathered {
   }
 };
 
-// What forward and backward keep of up to `rows` samples: activations and deltas, padded. Of samples that are
-// taken as they lie, targets are read where they are; of others they are gathered.
+// What forward and backward keep of up to `rows` samples: activations and deltas, padded. Samples that are taken as
+// they lie are read where they are; of others, targets are gathered, and rows of x read through pointers.
 template <class T>
 class Worker {
  public:
@@ -95,58 +103,54 @@ class Worker {
   // Goes on with these samples.
   void take(const Samples<T>& samples) { samples_ = samples; }
 
-  // Below, rows [at, at + rows) are the worker's own; scratch is that of the calling thread.
+  // Below, scratch is that of the calling thread.
 
-  void gather(index at, index first, index rows) {
+  void gather(Rows rows) {
+    if (!samples_.order) return;
     const index inputs = network_.layers.front().inputs;
     const Layer<T>& top = network_.layers.back();
-    if (!samples_.order) {
-      for (index r = 0; r < rows; r++) x_rows_[at + r] = samples_.x + (first + r) * inputs;
-      return;
-    }
     // Meanwhile the rows that the next step takes begin to arrive.
-    const std::int64_t* const from = samples_.order + first;
-    const index ahead = std::min(rows, samples_.count - first - rows_);
+    const std::int64_t* const from = samples_.order + rows.first;
+    const index ahead = std::min(rows.count, samples_.count - rows.first - rows_);
     fetch_rows(samples_.x, inputs, from + rows_, ahead);
-    for (index r = 0; r < rows; r++) x_rows_[at + r] = samples_.x + from[r] * inputs;
+    for (index r = 0; r < rows.count; r++) x_rows_[rows.at + r] = samples_.x + from[r] * inputs;
     if (samples_.y) {
       fetch_rows(samples_.y, top.outputs, from + rows_, ahead);
-      copy_rows(rows, from, top.outputs, y_ + at * top.width, top.width);
+      copy_rows(rows.count, from, top.outputs, y_ + rows.at * top.width, top.width);
     } else {
       for (index r = 0; r < ahead; r++) __builtin_prefetch(samples_.labels + from[r + rows_]);
-      for (index r = 0; r < rows; r++) labels_[at + r] = samples_.labels[from[r]];
+      for (index r = 0; r < rows.count; r++) labels_[rows.at + r] = samples_.labels[from[r]];
     }
     if (samples_.weight) {
-      for (index r = 0; r < rows; r++) weight_[at + r] = samples_.weight[from[r]];
+      for (index r = 0; r < rows.count; r++) weight_[rows.at + r] = samples_.weight[from[r]];
     }
   }
 
   // The sums of the first layer over inputs [low, high), without bias, to c (rows, width), or added, summed up, to
   // what is there; then of at most max_row_depth inputs.
-  void first_sums(index at, index rows, index low, index high, Parameters<T>& p, bool add, T* c, T* scratch) const {
+  void first_sums(Rows rows, index low, index high, Parameters<T>& p, bool add, T* c, T* scratch) const {
     const Layer<T>& layer = network_.layers.front();
-    Gemm<T> product{rows, layer.outputs, high - low, nullptr, 0, p.values.at(layer.weights), 0, nullptr, 0,
-                    c,    layer.width,   scratch,    true};
-    product.a_rows = x_rows_ + at;
-    product.a_offset = low;
+    Gemm<T> product{rows.count, layer.outputs, high - low, nullptr, 0, p.values.at(layer.weights), 0, nullptr, 0,
+                    c,          layer.width,   scratch,    true};
+    const bool by_rows = set_inputs(product, 0, rows, low);
     product.panels = &layer.panels;
     product.panel_row = low;
     product.descends = add;
     product.rate = -1;
-    network_.kernels->gemm_rows(product);
+    (by_rows ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
   }
 
   // The first layer's activations from `parts` such sums, of which each pair is added up first, unless it
   // is_added(its first one) already.
   template <class F>
-  void first_layer(index at, index rows, index parts, const T* sums, index part_stride, F is_added, Parameters<T>& p) {
+  void first_layer(Rows rows, index parts, const T* sums, index part_stride, F is_added, Parameters<T>& p) {
     const Layer<T>& layer = network_.layers.front();
-    T *const z = sums_of(0, at), *const pair = d_[0] + at * layer.stride;  // no deltas are there yet
+    T *const z = sums_of(0, rows.at), *const pair = d_[0] + rows.at * layer.stride;  // no deltas are there yet
     const auto add = [&](const T* row, T* to) { network_.kernels->add_rows(1, layer.width, 0, row, to); };
-    for (index r = 0; r < rows; r++) std::copy_n(p.values.at(layer.biases), layer.width, z + r * layer.stride);
+    for (index r = 0; r < rows.count; r++) std::copy_n(p.values.at(layer.biases), layer.width, z + r * layer.stride);
     for (index part = 0; part < parts; part += 2) {
       const bool whole = part + 1 == parts || is_added(part);
-      for (index r = 0; r < rows; r++) {
+      for (index r = 0; r < rows.count; r++) {
         T* const to = z + r * layer.stride;
         const T* const row = sums + part * part_stride + r * layer.width;
         if (whole) {
@@ -158,34 +162,42 @@ class Worker {
         }
       }
     }
-    activate(0, at, rows);
+    activate(0, rows);
   }
 
   // Layers `from` and above.
-  void forward(size_t from, index at, index rows, Parameters<T>& p, T* scratch) {
+  void forward(size_t from, Rows rows, Parameters<T>& p, T* scratch) {
     for (size_t i = from; i < network_.layers.size(); i++) {
       const Layer<T>& layer = network_.layers[i];
-      Gemm<T> product{
-          rows, layer.outputs,  layer.inputs, nullptr, 0,   p.values.at(layer.weights), 0, p.values.at(layer.biases),
-          0,    sums_of(i, at), layer.stride, scratch, true};
+      Gemm<T> product{rows.count,
+                      layer.outputs,
+                      layer.inputs,
+                      nullptr,
+                      0,
+                      p.values.at(layer.weights),
+                      0,
+                      p.values.at(layer.biases),
+                      0,
+                      sums_of(i, rows.at),
+                      layer.stride,
+                      scratch,
+                      true};
       product.panels = &layer.panels;
-      set_inputs(product, i, at);
-      (i ? network_.kernels->gemm : network_.kernels->gemm_rows)(product);
-      activate(i, at, rows);
+      (set_inputs(product, i, rows, 0) ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
+      activate(i, rows);
     }
   }
 
   // The sum of the weighted losses; their derivatives, times scale, become the last layer's deltas.
-  // The rows are samples [first, first + rows) of the order.
-  double output_delta(index at, index first, index rows, double scale) {
+  double output_delta(Rows rows, double scale) {
     const Layer<T>& layer = network_.layers.back();
-    const index offset = at * layer.stride;
+    const index offset = rows.at * layer.stride;
     const bool gathered = samples_.order != nullptr;
     T* const d = d_.back() + offset;
     const T *y = nullptr, *weight = nullptr;
-    if (samples_.y) y = gathered ? y_ + at * layer.width : samples_.y + first * layer.outputs;
-    if (samples_.weight) weight = gathered ? weight_ + at : samples_.weight + first;
-    const LossRows<T> part{rows,
+    if (samples_.y) y = gathered ? y_ + rows.at * layer.width : samples_.y + rows.first * layer.outputs;
+    if (samples_.weight) weight = gathered ? weight_ + rows.at : samples_.weight + rows.first;
+    const LossRows<T> part{rows.count,
                            layer.outputs,
                            a_.back() + offset,
                            layer.stride,
@@ -195,11 +207,11 @@ class Worker {
                            scale,
                            network_.matched,
                            d,
-                           gathered ? 0 : (samples_.count - first - rows) * layer.outputs};
+                           gathered ? 0 : (samples_.count - rows.first - rows.count) * layer.outputs};
     if (samples_.labels)
-      return network_.kernels->label_cross_entropy(part, gathered ? labels_ + at : samples_.labels + first);
+      return network_.kernels->label_cross_entropy(part, gathered ? labels_ + rows.at : samples_.labels + rows.first);
     const double sum = network_.loss->rows(part);
-    if (!network_.matched) layer.activation->delta(rows, layer.outputs, layer.stride, d, part.a, d);
+    if (!network_.matched) layer.activation->delta(rows.count, layer.outputs, layer.stride, d, part.a, d);
     return sum;
   }
 
@@ -218,16 +230,16 @@ class Worker {
   }
 
   // The deltas of the hidden layers, from the last one down.
-  void propagate(index at, index rows, Parameters<T>& p, T* scratch) {
+  void propagate(Rows rows, Parameters<T>& p, T* scratch) {
     for (size_t i = network_.layers.size() - 1; i > 0; i--) {
       const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
-      T* const d = d_[i - 1] + at * below.stride;
-      const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + at * below.stride;
+      T* const d = d_[i - 1] + rows.at * below.stride;
+      const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + rows.at * below.stride;
       const bool ready = !transposed_.empty();
-      Gemm<T> product{rows,
+      Gemm<T> product{rows.count,
                       layer.inputs,
                       layer.outputs,
-                      d_[i] + at * layer.stride,
+                      d_[i] + rows.at * layer.stride,
                       layer.stride,
                       ready ? transposed_[i] : p.values.at(layer.weights),
                       below.width,
@@ -239,38 +251,37 @@ class Worker {
                       true};
       if (!ready) product.panels = &layer.panels;
       (ready ? network_.kernels->gemm : network_.kernels->gemm_bt)(product);
-      below.activation->delta(rows, layer.inputs, below.stride, d, s, d);
+      below.activation->delta(rows.count, layer.inputs, below.stride, d, s, d);
     }
   }
 
   // Rows [low, high) of the weights of layer i, updated with their gradient over the batch.
   void update_weights(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
     const Layer<T>& layer = network_.layers[i];
+    const Rows all = batch.all();
     if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
-      return weight_product(i, low, high, 0, batch.rows, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
-    weight_gradient(i, low, high, 0, batch.rows, false, p.gradient, scratch);
+      return weight_product(i, low, high, all, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
+    weight_gradient(i, low, high, all, false, p.gradient, scratch);
     layer.for_rows(low, high, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
   }
 
-  // Rows [low, high) of the gradient of the weights of layer i, over samples [at, at + rows); added
-  // to what is there, or not.
-  void weight_gradient(size_t i, index low, index high, index at, index rows, bool add, Segment<T> gradient,
-                       T* scratch) {
+  // Rows [low, high) of the gradient of the weights of layer i, over rows of samples; added to what is there, or not.
+  void weight_gradient(size_t i, index low, index high, Rows rows, bool add, Segment<T> gradient, T* scratch) {
     T* const g = gradient.at(network_.layers[i].weights);
-    weight_product(i, low, high, at, rows, add ? g : nullptr, g, nullptr, scratch);
+    weight_product(i, low, high, rows, add ? g : nullptr, g, nullptr, scratch);
   }
 
-  // The same added, summed up, to what is there; rows <= max_depth.
-  void add_weight_gradient(size_t i, index low, index high, index at, index rows, Segment<T> gradient, T* scratch) {
+  // The same added, summed up, to what is there; at most max_depth rows.
+  void add_weight_gradient(size_t i, index low, index high, Rows rows, Segment<T> gradient, T* scratch) {
     const double rate = -1;
-    weight_product(i, low, high, at, rows, nullptr, gradient.at(network_.layers[i].weights), &rate, scratch);
+    weight_product(i, low, high, rows, nullptr, gradient.at(network_.layers[i].weights), &rate, scratch);
   }
 
-  void bias_gradient(size_t i, index at, index rows, bool add, Segment<T> gradient) const {
+  void bias_gradient(size_t i, Rows rows, bool add, Segment<T> gradient) const {
     const Layer<T>& layer = network_.layers[i];
     T* const sums = gradient.at(layer.biases);
     if (!add) std::fill_n(sums, layer.width, T(0));
-    network_.kernels->add_rows(rows, layer.width, layer.stride, d_[i] + at * layer.stride, sums);
+    network_.kernels->add_rows(rows.count, layer.width, layer.stride, d_[i] + rows.at * layer.stride, sums);
   }
 
   static index sample(const Samples<T>& samples, index position) {
@@ -279,21 +290,18 @@ class Worker {
 
  private:
   // Rows [low, high) of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas.
-  void weight_product(size_t i, index low, index high, index at, index rows, const T* start, T* c, const double* rate,
+  void weight_product(size_t i, index low, index high, Rows rows, const T* start, T* c, const double* rate,
                       T* scratch) {
     const Layer<T>& layer = network_.layers[i];
-    Gemm<T> product{high - low, layer.outputs, rows, nullptr, 0, d_[i] + at * layer.stride, layer.stride, start, 0, c,
-                    0,          scratch,       true};
+    Gemm<T> product{high - low,   layer.outputs, rows.count, nullptr, 0, d_[i] + rows.at * layer.stride,
+                    layer.stride, start,         0,          c,       0, scratch,
+                    true};
     product.panels = &layer.panels;
     product.panel_row = low;
     product.descends = rate != nullptr;
     product.rate = rate ? T(*rate) : T(0);
-    set_inputs(product, i, at);
-    if (i)
-      product.a += low;
-    else
-      product.a_offset = low;
-    (i ? network_.kernels->gemm_at : network_.kernels->gemm_at_rows)(product);
+    const bool by_rows = set_inputs(product, i, rows, low);
+    (by_rows ? network_.kernels->gemm_at_rows : network_.kernels->gemm_at)(product);
   }
 
   // Where rows of x begin that the next step takes: the processor itself follows long ones from there.
@@ -326,19 +334,23 @@ class Worker {
     return (layer.slope_from_input ? z_ : a_)[i] + at * layer.stride;
   }
 
-  void activate(size_t i, index at, index rows) {
+  void activate(size_t i, Rows rows) {
     const Layer<T>& layer = network_.layers[i];
-    layer.activation->value(rows, layer.outputs, layer.stride, sums_of(i, at), a_[i] + at * layer.stride);
+    layer.activation->value(rows.count, layer.outputs, layer.stride, sums_of(i, rows.at),
+                            a_[i] + rows.at * layer.stride);
   }
 
-  // The inputs of layer i from row `at` on: the outputs of the layer below, or the samples.
-  void set_inputs(Gemm<T>& product, size_t i, index at) const {
-    if (i) {
-      product.lda = network_.layers[i - 1].stride;
-      product.a = a_[i - 1] + at * product.lda;
+  // The inputs of layer i from number `low` on: the outputs of the layer below, or the samples. Whether as a_rows.
+  bool set_inputs(Gemm<T>& product, size_t i, Rows rows, index low) const {
+    const bool by_rows = !i && samples_.order;
+    if (by_rows) {
+      product.a_rows = x_rows_ + rows.at;
+      product.a_offset = low;
     } else {
-      product.a_rows = x_rows_ + at;
+      product.lda = i ? network_.layers[i - 1].stride : network_.layers[0].inputs;
+      product.a = (i ? a_[i - 1] + rows.at * product.lda : samples_.x + rows.first * product.lda) + low;
     }
+    return by_rows;
   }
 
   const Network<T>& network_;
