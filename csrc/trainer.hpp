@@ -107,19 +107,24 @@ class Worker {
 
   void gather(Rows rows) {
     if (!samples_.order) return;
-    const index inputs = network_.layers.front().inputs;
-    const Layer<T>& top = network_.layers.back();
-    // Meanwhile the rows that the next step takes begin to arrive.
+    const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
     const std::int64_t* const from = samples_.order + rows.first;
-    const index ahead = std::min(rows.count, samples_.count - rows.first - rows_);
-    fetch_rows(samples_.x, inputs, from + rows_, ahead);
-    for (index r = 0; r < rows.count; r++) x_rows_[rows.at + r] = samples_.x + from[r] * inputs;
-    if (samples_.y) {
-      fetch_rows(samples_.y, top.outputs, from + rows_, ahead);
-      copy_rows(rows.count, from, top.outputs, y_ + rows.at * top.width, top.width);
+    const T *const x = samples_.x, *const y = samples_.y;
+    fetch(from + rows_, std::min(rows.count, samples_.count - rows.first - rows_));
+    const T** const x_rows = x_rows_ + rows.at;
+    if (y) {
+      const index width = network_.layers.back().width;
+      T* const to = y_ + rows.at * width;
+      for (index r = 0; r < rows.count; r++) {
+        x_rows[r] = x + from[r] * inputs;
+        copy_row(outputs, y + from[r] * outputs, to + r * width);
+      }
     } else {
-      for (index r = 0; r < ahead; r++) __builtin_prefetch(samples_.labels + from[r + rows_]);
-      for (index r = 0; r < rows.count; r++) labels_[rows.at + r] = samples_.labels[from[r]];
+      std::int64_t* const labels = labels_ + rows.at;
+      for (index r = 0; r < rows.count; r++) {
+        x_rows[r] = x + from[r] * inputs;
+        labels[r] = samples_.labels[from[r]];
+      }
     }
     if (samples_.weight) {
       for (index r = 0; r < rows.count; r++) weight_[rows.at + r] = samples_.weight[from[r]];
@@ -304,28 +309,34 @@ class Worker {
     (by_rows ? network_.kernels->gemm_at_rows : network_.kernels->gemm_at)(product);
   }
 
-  // Where rows of x begin that the next step takes: the processor itself follows long ones from there.
-  static void fetch_rows(const T* x, index columns, const std::int64_t* rows, index count) {
-    constexpr index line = 64 / sizeof(T);
-    for (index i = 0; i < std::min(columns, 4 * line); i += line) {
-      for (index r = 0; r < count; r++) __builtin_prefetch(x + rows[r] * columns + i);
+  // These samples, of the next step, begin to arrive if rows of x are long, which the processor itself follows from
+  // there. Short ones it finds in time. Inlined, or the compiler could leave out a call that changes nothing.
+  __attribute__((always_inline)) void fetch(const std::int64_t* samples, index count) const {
+    constexpr index line = 64 / sizeof(T), lines = 4;
+    const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
+    if (inputs <= lines * line) return;
+    for (index i = 0; i < lines; i++) {
+      for (index r = 0; r < count; r++) __builtin_prefetch(samples_.x + samples[r] * inputs + i * line);
+    }
+    for (index r = 0; r < count; r++) {
+      if (samples_.y)
+        __builtin_prefetch(samples_.y + samples[r] * outputs);
+      else
+        __builtin_prefetch(samples_.labels + samples[r]);
     }
   }
 
-  // Targets of the samples `from` to rows `stride` apart. Most are short: a call of memmove, or a loop that the
-  // compiler makes vectors of, would cost more than the copy.
-  void copy_rows(index rows, const std::int64_t* from, index outputs, T* to, index stride) const {
-    for (index r = 0; r < rows; r++, to += stride) {
-      const T* const y = samples_.y + from[r] * outputs;
-      if (outputs > 32) {
-        std::copy_n(y, outputs, to);
-        continue;
-      }
-      index i = 0;
-      for (; i + 4 <= outputs; i += 4) std::memcpy(to + i, y + i, 4 * sizeof(T));
-      if (outputs & 2) std::memcpy(to + i, y + i, 2 * sizeof(T));
-      if (outputs & 1) to[outputs - 1] = y[outputs - 1];
+  // Targets of a sample. Most are few: a call of memmove, or a loop that the compiler makes vectors of, would cost more
+  // than the copy.
+  static void copy_row(index outputs, const T* y, T* to) {
+    if (outputs > 32) {
+      std::copy_n(y, outputs, to);
+      return;
     }
+    index i = 0;
+    for (; i + 4 <= outputs; i += 4) std::memcpy(to + i, y + i, 4 * sizeof(T));
+    if (outputs & 2) std::memcpy(to + i, y + i, 2 * sizeof(T));
+    if (outputs & 1) to[outputs - 1] = y[outputs - 1];
   }
 
   // Where the sums of layer i from row `at` on go.
