@@ -1,6 +1,6 @@
 """Dense neural networks at hardware speed, straight from NumPy."""
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
 from . import activations, callbacks, datasets, initialisers, losses, optimizers
 from .backends import (
@@ -18,7 +18,7 @@ from .kernels import activation_delta, dense_backward, dense_forward, output_del
 from .mlp import MLP
 from .optimizers import SGD, Adam
 
-__version__ = _version("pyfastnn")
+__version__: str
 
 __all__ = [
     "MLP",
@@ -46,3 +46,13 @@ __all__ = [
     "sigmoid_delta",
     "use_backend",
 ]
+
+
+if not TYPE_CHECKING:  # to which every name would be an attribute
+
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version  # takes longer to import than all of this package
+
+            return version("pyfastnn")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

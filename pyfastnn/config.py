@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 
 import numpy as np
 
@@ -14,8 +13,10 @@ from .backends.plan import BackendUnavailableError
 
 def describe() -> dict[str, str]:
     """Version, backends, instruction sets, threads and compiler, by name."""
+    from . import __version__  # found out when it is asked for
+
     facts = {
-        "pyfastnn": version("pyfastnn"),
+        "pyfastnn": __version__,
         "python": f"{platform.python_version()}, {platform.machine()}",
         "numpy": np.__version__,
     }
