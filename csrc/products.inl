@@ -220,7 +220,7 @@ template <class T, class A, bool TransposedB>
 INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   constexpr index L = lanes<T>, W = 2 * L, G = widest * L;
   const bool b_panels = !A::transposed && g.panels;
-  // Measured: a of rows is better read where it lies, of columns if few vectors use it.
+  // Measured: a of rows is better read where it lies, of columns if few vectors use it. By pointers, lda is 0.
   const bool pack_b = TransposedB || (!b_panels && pays_to_pack<A>(g));
   const bool pack_a =
       A::transposed && g.rows >= 24 &&
