@@ -28,10 +28,11 @@ INLINE index depth_in_place(const Gemm<T>& g) {
 }
 
 // Whether rows so many elements apart meet in few places of the caches, if a vector or two of each are read: in one
-// where it is a multiple of 4 KB. (Measured on Zen 3. Of vectors of 64 bytes four are read.)
+// where it is a multiple of 4 KB. Those of pointers have no stride. (Measured on Zen 3. Of vectors of 64 bytes four are
+// read.)
 template <class T>
 INLINE bool meet(index stride, index bytes) {
-  return widest == 2 && stride * index(sizeof(T)) % bytes == 0;
+  return widest == 2 && stride && stride * index(sizeof(T)) % bytes == 0;
 }
 
 // Whether packing b pays: where it overflows the first-level cache, or its rows meet there, and it is used often
@@ -220,12 +221,11 @@ template <class T, class A, bool TransposedB>
 INLINE Blocking blocking_of(const Gemm<T>& g, index last_column) {
   constexpr index L = lanes<T>, W = 2 * L, G = widest * L;
   const bool b_panels = !A::transposed && g.panels;
-  // Measured: a of rows is better read where it lies, of columns if few vectors use it. By pointers, lda is 0.
+  // Measured: a of rows is better read where it lies, of columns if few vectors use it.
   const bool pack_b = TransposedB || (!b_panels && pays_to_pack<A>(g));
-  const bool pack_a =
-      A::transposed && g.rows >= 24 &&
-      (g.depth >= 128 || (g.depth >= 12 && g.lda && meet<T>(g.lda, 4096)) ? g.columns >= 4 * W
-                                                                          : g.depth >= 48 && g.columns >= 8 * G);
+  const bool pack_a = A::transposed && g.rows >= 24 &&
+                      (g.depth >= 128 || (g.depth >= 12 && meet<T>(g.lda, 4096)) ? g.columns >= 4 * W
+                                                                                 : g.depth >= 48 && g.columns >= 8 * G);
   // Vectors that cross the end of a row read the next one, and from the last rows of b would reach past it. So these
   // are packed, if to add them up by themselves is less work than to pack the last columns.
   const index past = pack_b || g.padded ? 0 : (L - g.columns % L) % L;

@@ -83,13 +83,20 @@ def _status(name: str) -> str:
 
 def _default() -> Backend:
     """The process-wide choice, made at its first use."""
-    global _process_choice
     with _lock:
         if _process_choice is None:
             named = os.environ.get("PYFASTNN_BACKEND")
-            _process_choice = load(named) if named else _first_available()
-            everywhere[0] = None if _contexts_choose else _process_choice
+            return _choose(load(named) if named else _first_available())
         return _process_choice
+
+
+def _choose(backend: Backend) -> Backend:
+    """Make it the choice of the process."""
+    global _process_choice
+    with _lock:
+        _process_choice = backend
+        everywhere[0] = None if _contexts_choose else backend
+    return backend
 
 
 def _first_available() -> Backend:
@@ -129,11 +136,7 @@ def set_backend(backend: str | Backend) -> None:
     BackendUnavailableError
         Where it cannot work here; the message says why.
     """
-    global _process_choice
-    chosen = _resolve(backend)
-    with _lock:
-        _process_choice = chosen
-        everywhere[0] = None if _contexts_choose else chosen
+    _choose(_resolve(backend))
 
 
 @contextmanager
