@@ -1,5 +1,6 @@
 #include "dense.hpp"
 
+#include <numeric>
 #include <vector>
 
 #include "memory.hpp"
@@ -154,9 +155,9 @@ template <class T>
 double output_delta(const KernelTable<T>& kernels, index rows, index outputs, const T* a, const Targets<T>& targets,
                     double scale, const Loss<T>& loss, const Activation<T>& activation, bool matched, T* d) {
   // Blocks fixed by the shape, summed in their order: the same bits whatever the threads.
-  constexpr index block = 256;
+  constexpr index block = 16 * loss_rows;
   const index blocks = (rows + block - 1) / block;
-  std::vector<double> sums(blocks);
+  std::vector<double> sums(size_t(loss_blocks(rows)));
   threads::for_each(blocks, threads_for<T>(32.0 * double(rows) * double(outputs)), [&](index i, int) {
     const index first = i * block, count = std::min(block, rows - first), offset = first * outputs;
     T* const out = d ? d + offset : nullptr;
@@ -169,17 +170,13 @@ double output_delta(const KernelTable<T>& kernels, index rows, index outputs, co
                            targets.weight ? targets.weight + first : nullptr,
                            scale,
                            matched,
-                           out};
-    if (targets.labels) {
-      sums[i] = kernels.label_cross_entropy(part, targets.labels + first);
-      return;
-    }
-    sums[i] = loss.rows(part);
+                           out,
+                           sums.data() + first / loss_rows};
+    if (targets.labels) return kernels.label_cross_entropy(part, targets.labels + first);
+    loss.rows(part);
     if (out && !matched) activation.delta(count, outputs, outputs, out, a + offset, out);
   });
-  double sum = 0;
-  for (double part : sums) sum += part;
-  return scale * sum;
+  return scale * std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 #define INSTANTIATE(T)                                                                                               \

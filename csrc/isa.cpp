@@ -25,6 +25,7 @@ namespace {
 #include "packing.inl"
 #include "few.inl"
 #include "dots.inl"
+#include "outputs.inl"
 #include "products.inl"
 #include "limits.inl"
 
@@ -36,8 +37,11 @@ constexpr KernelTable<T> make_table() {
           gemm<T, RowPointers<T>, false>,
           gemm<T, ColumnPointers<T>, false>,
           gemm_dots<T>,
+          few_outputs<T>,
+          few_outputs_at<T>,
           transpose_matrix<T>,
           spread<T>,
+          gather<T>,
           lanes<T>,
           add_rows<T>,
           activations<T>,

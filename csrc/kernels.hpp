@@ -26,6 +26,9 @@ constexpr index packed_rows = 192;
 template <class T>
 constexpr index scratch_size = packed_beside_a<T> + packed_rows * max_depth;
 
+// Outputs of a layer up to which its weights are kept transposed.
+constexpr index most_transposed = 4;
+
 // A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
 // one another. A product reads or writes one from end to end.
 struct Panels {
@@ -86,6 +89,9 @@ struct Activation {
   void (*delta)(index rows, index columns, index stride, const T* d, const T* s, T* out);  // out may be d
 };
 
+// Rows whose losses are summed together, whatever the threads.
+constexpr index loss_rows = 16;
+
 // Outputs and targets of a batch, and where the derivative goes; what lies between rows may be written.
 template <class T>
 struct LossRows {
@@ -98,14 +104,15 @@ struct LossRows {
   double scale;
   bool matched;
   T* d;                // null: not wanted
+  double* sums;        // sum_i weight_i l_i of each loss_rows rows
   index y_beyond = 0;  // elements that may be read past the last row of y
 };
 
 template <class T>
 struct Loss {
   const char* name;
-  // Returns sum_i weight_i l_i. Writes to d scale weight_i times a - y where matched, else dl/da.
-  double (*rows)(const LossRows<T>&);
+  // Writes to d scale weight_i times a - y where matched, else dl/da.
+  void (*rows)(const LossRows<T>&);
 };
 
 // An optimizer's update of a range of parameters: w, and what it remembers in `slots` arrays, from
@@ -129,11 +136,20 @@ struct KernelTable {
   // As gemm_bt, without start: every element summed in 64 bytes of lanes by fused multiply-adds, the lanes then folded
   // by halves. Nothing is transposed, so for one row or column of the result, or few.
   void (*gemm_dots)(const Gemm<T>&);
+  // Both padded, with at most most_transposed outputs. The first: c (rows, outputs) = start + a b^T, b (outputs,
+  // depth), start one row, summed as by gemm_dots. The second: as gemm_at, c (outputs, columns), without panels; even
+  // and odd steps of depth are summed apart, and added.
+  void (*few_outputs)(const Gemm<T>&);
+  void (*few_outputs_at)(const Gemm<T>&);
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,
   // which is filled with zeros.
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
   // `columns` of each row to rows with room for whole vectors, which is filled with zeros.
   void (*spread)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
+  // Rows order[i] of `from` (any, columns) to rows i < count. Those that come next are fetched ahead: the order goes on
+  // until `reach` >= count.
+  void (*gather)(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
+                 index to_stride);
   index lanes;
   // sums (columns) += the rows of x.
   void (*add_rows)(index rows, index columns, index stride, const T* x, T* sums);
@@ -143,7 +159,7 @@ struct KernelTable {
   const Loss<T>* losses;
   int loss_count;
   // Cross-entropy with integer labels instead of y: as Loss::rows with matched, y the one-hot rows.
-  double (*label_cross_entropy)(const LossRows<T>&, const std::int64_t* labels);
+  void (*label_cross_entropy)(const LossRows<T>&, const std::int64_t* labels);
 
   const Rule<T>* rules;
   int rule_count;

@@ -74,9 +74,6 @@ struct Poisson {
   }
 };
 
-// Rows whose losses are summed lane by lane; their sum goes on in double precision.
-constexpr index rows_summed = 32;
-
 // `rows` of them from row r, and `columns` from column j.
 template <class T>
 INLINE LossRows<T> part_of(LossRows<T> g, index r, index rows, index j, index columns) {
@@ -135,18 +132,18 @@ INLINE index rows_inside(index rows, index stride, index beyond, index room) {
   return missing < rows ? rows - missing : 0;
 }
 
+// Losses are summed lane by lane in a block of rows; its sum goes on in double precision.
 template <class T, class L>
-double loss_rows(const LossRows<T>& g) {
-  if (g.columns == 0) return 0;
+void loss_of_rows(const LossRows<T>& g) {
   constexpr index step = Wide<T>::count;
   const index room = (g.columns + lanes<T> - 1) / lanes<T> * lanes<T>;
   const index in_a = rows_inside(g.rows, g.stride, 0, room), in_y = rows_inside(g.rows, g.y_stride, g.y_beyond, room);
   const index inside = in_a < in_y ? in_a : in_y;
-  double total = 0;
+  double* to = g.sums;
   for (index r = 0; r < g.rows;) {
     Wide<T> sum = broadcast_wide<T>(0);
-    const index last = g.rows - r < rows_summed ? g.rows : r + rows_summed;
-    if (g.columns <= step && r < inside) {
+    const index last = g.rows - r < loss_rows ? g.rows : r + loss_rows;
+    if (g.columns && g.columns <= step && r < inside) {
       const index rows = (last < inside ? last : inside) - r;
       add_losses<T, L>(part_of(g, r, rows, 0, g.columns), sum);
       r += rows;
@@ -160,49 +157,55 @@ double loss_rows(const LossRows<T>& g) {
           add_row_at_end<T, L>(part, sum);
       }
     }
-    total += double(sum_of<T>(sum));
+    *to++ = double(sum_of<T>(sum));
   }
-  return total;
 }
 
-// Cross-entropy with integer labels: the logarithms of many rows at once.
+// Of up to one Wide of rows, from row `first` on: their logarithms at once.
 template <class T>
-double label_cross_entropy(const LossRows<T>& g, const std::int64_t* labels) {
+INLINE void add_label_losses(const LossRows<T>& g, const std::int64_t* labels, index first, index count, Wide<T>& sum) {
   constexpr index step = Wide<T>::count;
-  Wide<T> sum = broadcast_wide<T>(0);
-  for (index first = 0; first < g.rows; first += step) {
-    const index count = g.rows - first < step ? g.rows - first : step;
-    T chosen[step], weights[step] = {};
-    for (T& p : chosen) p = 1;
-    for (index i = 0; i < count; i++) {
-      const index r = first + i;
-      const T* const a = g.a + r * g.stride;
-      chosen[i] = a[labels[r]];
-      weights[i] = g.weight ? g.weight[r] : T(1);
-      if (!g.d) continue;
-      const T factor = T(g.scale * double(weights[i]));
-      T* const d = g.d + r * g.stride;
-      const index end = (g.rows - r) * g.stride;
-      for (index j = 0; j < g.columns; j += step) {
-        Wide<T> x = load_wide<T>(a + j, g.columns - j, end - j);
-        UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = factor * x.part[v];
-        store_wide<T>(d + j, x, g.columns - j, end - j);
-      }
-      d[labels[r]] = factor * (a[labels[r]] - T(1));
+  T chosen[step], weights[step] = {};
+  for (T& p : chosen) p = 1;
+  for (index i = 0; i < count; i++) {
+    const index r = first + i;
+    const T* const a = g.a + r * g.stride;
+    chosen[i] = a[labels[r]];
+    weights[i] = g.weight ? g.weight[r] : T(1);
+    if (!g.d) continue;
+    const T factor = T(g.scale * double(weights[i]));
+    T* const d = g.d + r * g.stride;
+    const index end = (g.rows - r) * g.stride;
+    for (index j = 0; j < g.columns; j += step) {
+      Wide<T> x = load_wide<T>(a + j, g.columns - j, end - j);
+      UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = factor * x.part[v];
+      store_wide<T>(d + j, x, g.columns - j, end - j);
     }
-    const Wide<T> p = load_wide<T>(chosen, step, step), weight = load_wide<T>(weights, step, step);
-    // As multiply-adds into one sum: the compiler could fuse a product with an addition of the fold below.
-    UNROLL for (int v = 0; v < p.vectors; v++) sum.part[v] -= weight.part[v] * log_bounded<T>(p.part[v]);
+    d[labels[r]] = factor * (a[labels[r]] - T(1));
   }
-  return double(sum_of<T>(sum));
+  const Wide<T> p = load_wide<T>(chosen, step, step), weight = load_wide<T>(weights, step, step);
+  // As multiply-adds into one sum: the compiler could fuse a product with an addition of the fold.
+  UNROLL for (int v = 0; v < p.vectors; v++) sum.part[v] -= weight.part[v] * log_bounded<T>(p.part[v]);
+}
+
+// Cross-entropy with integer labels.
+template <class T>
+void label_cross_entropy(const LossRows<T>& g, const std::int64_t* labels) {
+  constexpr index step = Wide<T>::count;
+  for (index first = 0; first < g.rows; first += loss_rows) {
+    const index last = g.rows - first < loss_rows ? g.rows : first + loss_rows;
+    Wide<T> sum = broadcast_wide<T>(0);
+    for (index r = first; r < last; r += step) add_label_losses(g, labels, r, last - r < step ? last - r : step, sum);
+    g.sums[first / loss_rows] = double(sum_of<T>(sum));
+  }
 }
 
 template <class T>
 constexpr Loss<T> losses[] = {
-    {MeanSquare::name, loss_rows<T, MeanSquare>},
-    {Quadratic::name, loss_rows<T, Quadratic>},
-    {CrossEntropy::name, loss_rows<T, CrossEntropy>},
-    {BinaryCrossEntropy::name, loss_rows<T, BinaryCrossEntropy>},
-    {Huber::name, loss_rows<T, Huber>},
-    {Poisson::name, loss_rows<T, Poisson>},
+    {MeanSquare::name, loss_of_rows<T, MeanSquare>},
+    {Quadratic::name, loss_of_rows<T, Quadratic>},
+    {CrossEntropy::name, loss_of_rows<T, CrossEntropy>},
+    {BinaryCrossEntropy::name, loss_of_rows<T, BinaryCrossEntropy>},
+    {Huber::name, loss_of_rows<T, Huber>},
+    {Poisson::name, loss_of_rows<T, Poisson>},
 };

@@ -102,3 +102,41 @@ INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a
     }
   }
 }
+
+// Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead.
+template <class T, class F>
+INLINE void gather_rows(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
+                        index to_stride, F copy) {
+  constexpr index ahead = 16;
+  const index fetching = clamp(reach - ahead, count);
+  index i = 0;
+  for (; i < fetching; i++, to += to_stride) {
+    const T* const next = from + order[i + ahead] * columns;
+    __builtin_prefetch(next);
+    __builtin_prefetch(next + columns - 1);
+    copy(to, from + order[i] * columns);
+  }
+  for (; i < count; i++, to += to_stride) copy(to, from + order[i] * columns);
+}
+
+template <class T, int... Below>
+INLINE void gather(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
+                   index to_stride, std::integer_sequence<int, Below...>) {
+  constexpr index L = lanes<T>;
+  // Of a few columns: a copy of a size that the compiler knows is a move or two.
+  const auto gather_few = [&](auto size) {
+    if (columns == size.value)
+      gather_rows(count, columns, from, order, reach, to, to_stride,
+                  [&](T* to_row, const T* row) { __builtin_memcpy(to_row, row, size.value * sizeof(T)); });
+  };
+  if (columns < L) return (gather_few(std::integral_constant<int, Below + 1>{}), ...);
+  gather_rows(count, columns, from, order, reach, to, to_stride, [&](T* to_row, const T* row) {
+    for (index j = 0; j + L <= columns; j += L) store<T>(to_row + j, load<T>(row + j));
+    store<T>(to_row + columns - L, load<T>(row + columns - L));
+  });
+}
+
+template <class T>
+void gather(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to, index to_stride) {
+  gather(count, columns, from, order, reach, to, to_stride, std::make_integer_sequence<int, lanes<T> - 1>{});
+}

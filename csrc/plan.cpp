@@ -9,13 +9,20 @@ namespace {
 
 index round_up(index size, index unit) { return (size + unit - 1) / unit * unit; }
 
+// Whether the weights of layer i are transposed. The same for every instruction set, since sums take another order
+// then.
+bool is_transposed(const std::vector<index>& sizes, size_t i) {
+  return i > 0 && sizes[i] >= 8 && sizes[i + 1] <= most_transposed;
+}
+
 // Vectors that the products of a step take for each row of the batch: forward, gradients, deltas.
 index vectors(const std::vector<index>& sizes, index lanes) {
   const auto filled = [&](index size) { return round_up(size, lanes) / lanes; };
   index count = 0;
   for (size_t i = 0; i + 1 < sizes.size(); i++) {
-    count += 2 * sizes[i] * filled(sizes[i + 1]);
-    if (i) count += sizes[i + 1] * filled(sizes[i]);
+    const index across = sizes[i + 1] * filled(sizes[i]);
+    count += 2 * (is_transposed(sizes, i) ? across : sizes[i] * filled(sizes[i + 1]));
+    if (i) count += across;
   }
   return count;
 }
@@ -42,9 +49,12 @@ Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes
     layer.width = layer.stride = round_up(layer.outputs, table.lanes);
     // Rows a multiple of 256 bytes apart would meet in few sets of the first-level cache.
     if (layer.stride * sizeof(T) >= 512 && layer.stride * sizeof(T) % 256 == 0) layer.stride += 64 / sizeof(T);
-    layer.panels = {layer.inputs, layer.width, 2 * table.lanes};
+    layer.transposed = is_transposed(sizes, i);
+    const index row = round_up(layer.inputs, table.lanes);
+    layer.panels =
+        layer.transposed ? Panels{layer.outputs, row, row} : Panels{layer.inputs, layer.width, 2 * table.lanes};
     layer.weights = padded_size;
-    layer.biases = layer.weights + layer.inputs * layer.width;
+    layer.biases = layer.weights + layer.panels.rows * layer.panels.width;
     padded_size = round_up(layer.biases + layer.width, 64 / sizeof(T));
     compact_size += (layer.inputs + 1) * layer.outputs;
     widest = std::max(widest, layer.outputs);
@@ -79,9 +89,13 @@ void for_pieces(const Layer<T>& layer, F f) {
 template <class T>
 void Network<T>::pad(const T* compact, T* padded) const {
   for (const Layer<T>& layer : layers) {
-    for_pieces(layer, [&](index rows, index columns, index from, index to, index width) {
-      kernels->spread(rows, columns, compact + from, layer.outputs, padded + to, width);
-    });
+    if (layer.transposed)
+      kernels->transpose(layer.inputs, layer.outputs, compact, layer.outputs, padded + layer.weights,
+                         layer.panels.width);
+    else
+      for_pieces(layer, [&](index rows, index columns, index from, index to, index width) {
+        kernels->spread(rows, columns, compact + from, layer.outputs, padded + to, width);
+      });
     compact += layer.inputs * layer.outputs;
     kernels->spread(1, layer.outputs, compact, 0, padded + layer.biases, 0);
     compact += layer.outputs;
@@ -91,10 +105,17 @@ void Network<T>::pad(const T* compact, T* padded) const {
 template <class T>
 void Network<T>::unpad(const T* padded, T* compact) const {
   for (const Layer<T>& layer : layers) {
-    for_pieces(layer, [&](index rows, index columns, index to, index from, index width) {
-      for (index row = 0; row < rows; row++)
-        std::copy_n(padded + from + row * width, columns, compact + to + row * layer.outputs);
-    });
+    if (layer.transposed) {
+      const T* const from = padded + layer.weights;
+      for (index i = 0; i < layer.inputs; i++) {
+        for (index j = 0; j < layer.outputs; j++) compact[i * layer.outputs + j] = from[j * layer.panels.width + i];
+      }
+    } else {
+      for_pieces(layer, [&](index rows, index columns, index to, index from, index width) {
+        for (index row = 0; row < rows; row++)
+          std::copy_n(padded + from + row * width, columns, compact + to + row * layer.outputs);
+      });
+    }
     compact += layer.inputs * layer.outputs;
     std::copy_n(padded + layer.biases, layer.outputs, compact);
     compact += layer.outputs;

@@ -15,7 +15,8 @@ template <class T>
 struct Layer {
   index inputs, outputs;
   index width;            // outputs rounded up to whole vectors
-  Panels panels;          // the weights
+  bool transposed;        // weights (outputs, inputs) in whole rows: as columns they would leave most lanes empty
+  Panels panels;          // the weights; of transposed ones a single panel
   index stride;           // of a row of activations: width, kept off the powers of two
   index weights, biases;  // offsets into the padded parameters
   const Activation<T>* activation;

@@ -2,8 +2,6 @@
 // so that the same seed gives the same bits on any number of them.
 #include "schedules.hpp"
 
-#include <numeric>
-
 namespace pyfastnn {
 namespace {
 
@@ -60,13 +58,8 @@ class ByRows : public Schedule<T> {
  public:
   ByRows(const Task<T>& task, Arena& arena)
       : Schedule<T>(task, arena),
-        tile_blocks_((task.network.padded_size * index(sizeof(T)) > (4 << 20) ? 1024 : max_tile_rows) / block_rows),
-        losses_(arena.take<double>(block_count(task.batch))) {
+        tile_blocks_((task.network.padded_size * index(sizeof(T)) > (4 << 20) ? 1024 : max_tile_rows) / loss_rows) {
     this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
-  }
-
-  double loss(const Batch<T>& batch) const override {
-    return batch.scale * std::accumulate(losses_, losses_ + block_count(batch.rows), 0.0);
   }
 
  protected:
@@ -74,35 +67,26 @@ class ByRows : public Schedule<T> {
 
   // Share `number` of `count` of the batch.
   static Rows rows_of(const Batch<T>& batch, index number, index count) {
-    const index blocks = block_count(batch.rows);
-    const auto begin = [&](index share) {
-      return std::min(batch.rows, share_begin(blocks, share, count) * block_rows);
-    };
+    const index blocks = loss_blocks(batch.rows);
+    const auto begin = [&](index share) { return std::min(batch.rows, share_begin(blocks, share, count) * loss_rows); };
     return part_of(batch.all(), begin(number), begin(number + 1));
   }
 
   void forward_and_back(const Batch<T>& batch, Rows rows, int thread) {
-    const Tiles tiles(block_count(rows.count), 1, tile_blocks_);
+    const Tiles tiles(loss_blocks(rows.count), 1, tile_blocks_);
     for (index number = 0; number < tiles.count; number++) {
-      const Rows tile = part_of(rows, tiles.begin(number) * block_rows, tiles.begin(number + 1) * block_rows);
+      const Rows tile = part_of(rows, tiles.begin(number) * loss_rows, tiles.begin(number + 1) * loss_rows);
       worker().gather(tile);
       worker().forward(0, tile, this->parameters, this->scratch(thread));
-      for (index row = 0; row < tile.count; row += block_rows)
-        losses_[(tile.at + row) / block_rows] =
-            worker().output_delta(part_of(tile, row, row + block_rows), batch.scale);
+      worker().output_delta(tile, batch.scale, this->losses_of(tile.at));
       worker().propagate(tile, this->parameters, this->scratch(thread));
     }
   }
 
  private:
-  static constexpr index block_rows = 16;  // rows whose losses are summed together, by one thread
-
-  static index block_count(index rows) { return (rows + block_rows - 1) / block_rows; }
-
-  // Blocks that go through the layers together: they stay in the second-level cache, unless the weights do not
-  // and should rather be read seldom.
+  // Blocks of loss_rows that go through the layers together: they stay in the second-level cache, unless the weights
+  // do not and should rather be read seldom.
   const index tile_blocks_;
-  double* losses_;
 };
 
 // Rows, then weights (general). After the rows the threads split the rows of each weight matrix for its gradient
@@ -120,8 +104,8 @@ class RowsThenWeights final : public ByRows<T> {
     Parameters<T>& p = this->parameters;
     for (size_t i = 0; i < this->task.network.layers.size(); i++) {
       const Layer<T>& layer = this->task.network.layers[i];
-      const index low = share_begin(layer.inputs, thread, threads),
-                  high = share_begin(layer.inputs, thread + 1, threads);
+      const index low = share_begin(layer.panels.rows, thread, threads),
+                  high = share_begin(layer.panels.rows, thread + 1, threads);
       this->worker().update_weights(batch, i, low, high, p, this->scratch(thread));
       if (int(i) % threads != thread) continue;
       this->worker().bias_gradient(i, batch.all(), false, p.gradient);
@@ -155,7 +139,7 @@ class Parts final : public ByRows<T> {
     for (index part = share_begin(parts(), thread, threads); part < end; part++) {
       this->forward_and_back(batch, this->rows_of(batch, part, parts()), thread);
       for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-        weight_gradient(batch, i, 0, this->task.network.layers[i].inputs, part, own_pairs(threads), thread);
+        weight_gradient(batch, i, 0, this->task.network.layers[i].panels.rows, part, own_pairs(threads), thread);
         bias_gradient(batch, i, part, own_pairs(threads));
       }
     }
@@ -166,8 +150,8 @@ class Parts final : public ByRows<T> {
     const auto update = [&](index offset, index size) { gradients_.update(batch, parts(), 2, offset, size); };
     for (size_t i = 0; i < this->task.network.layers.size(); i++) {
       const Layer<T>& layer = this->task.network.layers[i];
-      const index low = share_begin(layer.inputs, thread, threads),
-                  high = share_begin(layer.inputs, thread + 1, threads);
+      const index low = share_begin(layer.panels.rows, thread, threads),
+                  high = share_begin(layer.panels.rows, thread + 1, threads);
       for (index part = 0; part < parts(); part++) weight_gradient(batch, i, low, high, part, true, thread);
       layer.for_rows(low, high, update);
       if (int(i) % threads != thread) continue;
@@ -224,7 +208,6 @@ class Tiles96 final : public Schedule<T> {
   Tiles96(const Task<T>& task, Arena& arena)
       : Schedule<T>(task, arena),
         gradients_(gradient_count(task.batch), *task.network.kernels, this->parameters, arena),
-        losses_(arena.take<double>(tile_count(task.batch))),
         claims_(task.threads) {
     for (int i = 0; i < task.threads; i++)
       this->workers_.push_back(std::make_unique<Worker<T>>(task.network, tile_rows, task.gathered, arena, true));
@@ -242,10 +225,11 @@ class Tiles96 final : public Schedule<T> {
         const bool add = tile > tiles * slot / slots;
         worker.gather(rows);
         worker.forward(0, rows, this->parameters, scratch);
-        losses_[tile] = worker.output_delta(rows, batch.scale);
+        worker.output_delta(rows, batch.scale, this->losses_of(at));
         worker.propagate(rows, this->parameters, scratch);
         for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-          worker.weight_gradient(i, 0, this->task.network.layers[i].inputs, rows, add, gradients_.of(slot), scratch);
+          worker.weight_gradient(i, 0, this->task.network.layers[i].panels.rows, rows, add, gradients_.of(slot),
+                                 scratch);
           worker.bias_gradient(i, rows, add, gradients_.of(slot));
         }
       }
@@ -257,17 +241,12 @@ class Tiles96 final : public Schedule<T> {
     gradients_.update_share(batch, gradient_count(batch.rows), 1, thread, threads);
   }
 
-  double loss(const Batch<T>& batch) const override {
-    return batch.scale * std::accumulate(losses_, losses_ + tile_count(batch.rows), 0.0);
-  }
-
  private:
   static constexpr index tile_rows = 96, most_gradients = 16;
   static index tile_count(index rows) { return (rows + tile_rows - 1) / tile_rows; }
   static index gradient_count(index rows) { return std::min(tile_count(rows), most_gradients); }
 
   PartialGradients<T> gradients_;
-  double* losses_;
   threads::Claims claims_;
 };
 
@@ -318,12 +297,12 @@ class InputsThenTail final : public Schedule<T> {
     const auto is_added = [&](index part) { return adds(part + 1, threads); };
     worker.first_layer(batch.all(), parts_, sums(batch), sums_stride_, is_added, tail);
     worker.forward(1, batch.all(), tail, scratch);
-    const double sum = worker.output_delta(batch.all(), batch.scale);
-    if (thread == 0) loss_ = batch.scale * sum;
+    double same_losses[loss_blocks(max_tile_rows)];  // as thread 0 has them
+    worker.output_delta(batch.all(), batch.scale, thread ? same_losses : this->losses_of(0));
     worker.propagate(batch.all(), tail, scratch);
     const auto& layers = this->task.network.layers;
     for (size_t i = 0; i < layers.size(); i++) {
-      if (i) worker.weight_gradient(i, 0, layers[i].inputs, batch.all(), false, tail.gradient, scratch);
+      if (i) worker.weight_gradient(i, 0, layers[i].panels.rows, batch.all(), false, tail.gradient, scratch);
       worker.bias_gradient(i, batch.all(), false, tail.gradient);
     }
     tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
@@ -331,8 +310,6 @@ class InputsThenTail final : public Schedule<T> {
                 high = begin(share_begin(parts_, thread + 1, threads));
     worker.update_weights(batch, 0, low, high, this->parameters, scratch);
   }
-
-  double loss(const Batch<T>&) const override { return loss_; }
 
   // Sums are written to two buffers in turn: a thread that is ahead writes the other one.
   bool barrier_after() const override { return false; }
@@ -359,7 +336,6 @@ class InputsThenTail final : public Schedule<T> {
   const index parts_, sums_stride_;
   T* sums_[2];
   std::vector<Parameters<T>> tails_;
-  double loss_ = 0;
 };
 
 // Made twice: the first one tells how large a block it takes.

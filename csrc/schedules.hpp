@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "dense.hpp"
@@ -25,7 +26,9 @@ template <class T>
 class Schedule {
  public:
   Schedule(const Task<T>& task_, Arena& arena)
-      : task(task_), parameters(0, task_.network.padded_size, task_.slots, arena) {}
+      : task(task_),
+        parameters(0, task_.network.padded_size, task_.slots, arena),
+        losses_(arena.take<double>(loss_blocks(task_.batch))) {}
   virtual ~Schedule() = default;
 
   bool suits(const Task<T>& other) const {
@@ -41,7 +44,9 @@ class Schedule {
   virtual void before(const Batch<T>&, int thread, int threads) = 0;
   virtual void after(const Batch<T>&, int thread, int threads) = 0;
   // The batch's loss, once thread 0 is through `after`.
-  virtual double loss(const Batch<T>&) const = 0;
+  double loss(const Batch<T>& batch) const {
+    return batch.scale * std::accumulate(losses_, losses_ + loss_blocks(batch.rows), 0.0);
+  }
   // Whether a step needs a barrier at its end too.
   virtual bool barrier_after() const { return true; }
   // Spreads the parameters to what threads keep of their own, and gathers them again.
@@ -61,7 +66,11 @@ class Schedule {
 
   T* scratch(int thread) { return scratch_ + thread * scratch_size<T>; }
 
+  // Where the losses of rows from `row` on, a multiple of loss_rows, go.
+  double* losses_of(index row) { return losses_ + row / loss_rows; }
+
  private:
+  double* losses_;
   T* scratch_ = nullptr;
 };
 

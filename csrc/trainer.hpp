@@ -75,26 +75,34 @@ struct Gathered {
   template <class T>
   explicit Gathered(const Samples<T>& s)
       : y(s.order && s.y), labels(s.order && s.labels), weight(s.order && s.weight) {}
+  bool any() const { return y || labels; }
   bool operator==(const Gathered& other) const {
     return y == other.y && labels == other.labels && weight == other.weight;
   }
 };
 
 // What forward and backward keep of up to `rows` samples: activations and deltas, padded. Samples that are taken as
-// they lie are read where they are; of others, targets are gathered, and rows of x read through pointers.
+// they lie are read where they are; of others, targets are gathered, rows of x too if they are short, else read through
+// pointers.
 template <class T>
 class Worker {
  public:
   // With `transposing`, propagate() multiplies by weights that transpose() has prepared.
   Worker(const Network<T>& network, index rows, Gathered gathered, Arena& arena, bool transposing = false)
-      : network_(network), rows_(rows), x_rows_(arena.take<const T*>(rows)) {
+      : network_(network),
+        rows_(rows),
+        copies_(network.layers.front().inputs * index(sizeof(T)) <= 128),
+        x_(arena.take<T>(copies_ && gathered.any() ? rows * network.layers.front().inputs : 0)),
+        x_rows_(arena.take<const T*>(!copies_ && gathered.any() ? rows : 0)) {
     for (const Layer<T>& layer : network.layers) {
       a_.push_back(arena.take<T>(rows * layer.stride));
       d_.push_back(arena.take<T>(rows * layer.stride));
       z_.push_back(arena.take<T>(layer.slope_from_input ? rows * layer.stride : 0));
     }
-    for (size_t i = 0; transposing && i < network.layers.size(); i++)
-      transposed_.push_back(arena.take<T>(i ? network.layers[i].outputs * network.layers[i - 1].width : 0));
+    for (size_t i = 0; transposing && i < network.layers.size(); i++) {
+      const Layer<T>& layer = network.layers[i];
+      transposed_.push_back(arena.take<T>(i && !layer.transposed ? layer.outputs * network.layers[i - 1].width : 0));
+    }
     y_ = arena.take<T>(gathered.y ? rows * network.layers.back().width : 0);
     labels_ = arena.take<std::int64_t>(gathered.labels ? rows : 0);
     weight_ = arena.take<T>(gathered.weight ? rows : 0);
@@ -109,22 +117,18 @@ class Worker {
     if (!samples_.order) return;
     const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
     const std::int64_t* const from = samples_.order + rows.first;
-    const T *const x = samples_.x, *const y = samples_.y;
-    fetch(from + rows_, std::min(rows.count, samples_.count - rows.first - rows_));
-    const T** const x_rows = x_rows_ + rows.at;
-    if (y) {
-      const index width = network_.layers.back().width;
-      T* const to = y_ + rows.at * width;
-      for (index r = 0; r < rows.count; r++) {
-        x_rows[r] = x + from[r] * inputs;
-        copy_row(outputs, y + from[r] * outputs, to + r * width);
-      }
+    const index left = samples_.count - rows.first;
+    if (copies_) {
+      network_.kernels->gather(rows.count, inputs, samples_.x, from, left, x_ + rows.at * inputs, inputs);
     } else {
-      std::int64_t* const labels = labels_ + rows.at;
-      for (index r = 0; r < rows.count; r++) {
-        x_rows[r] = x + from[r] * inputs;
-        labels[r] = samples_.labels[from[r]];
-      }
+      fetch(from + rows_, std::min(rows.count, left - rows_));
+      for (index r = 0; r < rows.count; r++) x_rows_[rows.at + r] = samples_.x + from[r] * inputs;
+    }
+    if (samples_.y) {
+      const index width = network_.layers.back().width;
+      network_.kernels->gather(rows.count, outputs, samples_.y, from, left, y_ + rows.at * width, width);
+    } else {
+      for (index r = 0; r < rows.count; r++) labels_[rows.at + r] = samples_.labels[from[r]];
     }
     if (samples_.weight) {
       for (index r = 0; r < rows.count; r++) weight_[rows.at + r] = samples_.weight[from[r]];
@@ -187,14 +191,21 @@ class Worker {
                       layer.stride,
                       scratch,
                       true};
-      product.panels = &layer.panels;
-      (set_inputs(product, i, rows, 0) ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
+      const bool by_rows = set_inputs(product, i, rows, 0);
+      if (layer.transposed) {
+        product.ldb = layer.panels.width;
+        network_.kernels->few_outputs(product);
+      } else {
+        product.panels = &layer.panels;
+        (by_rows ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
+      }
       activate(i, rows);
     }
   }
 
-  // The sum of the weighted losses; their derivatives, times scale, become the last layer's deltas.
-  double output_delta(Rows rows, double scale) {
+  // The derivatives of the weighted losses, times scale, become the last layer's deltas; their sums go to `losses`,
+  // for each block of rows.
+  void output_delta(Rows rows, double scale, double* losses) {
     const Layer<T>& layer = network_.layers.back();
     const index offset = rows.at * layer.stride;
     const bool gathered = samples_.order != nullptr;
@@ -212,18 +223,19 @@ class Worker {
                            scale,
                            network_.matched,
                            d,
+                           losses,
                            gathered ? 0 : (samples_.count - rows.first - rows.count) * layer.outputs};
     if (samples_.labels)
       return network_.kernels->label_cross_entropy(part, gathered ? labels_ + rows.at : samples_.labels + rows.first);
-    const double sum = network_.loss->rows(part);
+    network_.loss->rows(part);
     if (!network_.matched) layer.activation->delta(rows.count, layer.outputs, layer.stride, d, part.a, d);
-    return sum;
   }
 
   // Transposes the weights for `propagate`, once for all of its calls on these parameters.
   void transpose(Parameters<T>& p) {
     for (size_t i = 1; i < network_.layers.size(); i++) {
       const Layer<T>& layer = network_.layers[i];
+      if (layer.transposed) continue;
       const index width = network_.layers[i - 1].width;
       for (index panel = 0; panel < layer.panels.count(); panel++) {
         const index first = panel * layer.panels.panel_width;
@@ -240,13 +252,13 @@ class Worker {
       const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
       T* const d = d_[i - 1] + rows.at * below.stride;
       const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + rows.at * below.stride;
-      const bool ready = !transposed_.empty();
+      const bool ready = layer.transposed || !transposed_.empty();
       Gemm<T> product{rows.count,
                       layer.inputs,
                       layer.outputs,
                       d_[i] + rows.at * layer.stride,
                       layer.stride,
-                      ready ? transposed_[i] : p.values.at(layer.weights),
+                      layer.transposed || !ready ? p.values.at(layer.weights) : transposed_[i],
                       below.width,
                       nullptr,
                       0,
@@ -260,7 +272,7 @@ class Worker {
     }
   }
 
-  // Rows [low, high) of the weights of layer i, updated with their gradient over the batch.
+  // Rows [low, high) of the weights of layer i, as they lie, updated with their gradient over the batch.
   void update_weights(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
     const Layer<T>& layer = network_.layers[i];
     const Rows all = batch.all();
@@ -294,10 +306,12 @@ class Worker {
   }
 
  private:
-  // Rows [low, high) of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas.
+  // Rows [low, high) of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas; of c^T
+  // where the weights are transposed.
   void weight_product(size_t i, index low, index high, Rows rows, const T* start, T* c, const double* rate,
                       T* scratch) {
     const Layer<T>& layer = network_.layers[i];
+    if (layer.transposed) return transposed_weight_product(i, low, high, rows, start, c, rate);
     Gemm<T> product{high - low,   layer.outputs, rows.count, nullptr, 0, d_[i] + rows.at * layer.stride,
                     layer.stride, start,         0,          c,       0, scratch,
                     true};
@@ -307,6 +321,21 @@ class Worker {
     product.rate = rate ? T(*rate) : T(0);
     const bool by_rows = set_inputs(product, i, rows, low);
     (by_rows ? network_.kernels->gemm_at_rows : network_.kernels->gemm_at)(product);
+  }
+
+  void transposed_weight_product(size_t i, index low, index high, Rows rows, const T* start, T* c, const double* rate) {
+    const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
+    const index width = layer.panels.width;
+    Gemm<T> product{high - low,   layer.inputs,
+                    rows.count,   d_[i] + rows.at * layer.stride + low,
+                    layer.stride, a_[i - 1] + rows.at * below.stride,
+                    below.stride, start ? start + low * width : nullptr,
+                    width,        c + low * width,
+                    width,        nullptr,
+                    true};
+    product.descends = rate != nullptr;
+    product.rate = rate ? T(*rate) : T(0);
+    network_.kernels->few_outputs_at(product);
   }
 
   // These samples, of the next step, begin to arrive if rows of x are long, which the processor itself follows from
@@ -326,19 +355,6 @@ class Worker {
     }
   }
 
-  // Targets of a sample. Most are few: a call of memmove, or a loop that the compiler makes vectors of, would cost more
-  // than the copy.
-  static void copy_row(index outputs, const T* y, T* to) {
-    if (outputs > 32) {
-      std::copy_n(y, outputs, to);
-      return;
-    }
-    index i = 0;
-    for (; i + 4 <= outputs; i += 4) std::memcpy(to + i, y + i, 4 * sizeof(T));
-    if (outputs & 2) std::memcpy(to + i, y + i, 2 * sizeof(T));
-    if (outputs & 1) to[outputs - 1] = y[outputs - 1];
-  }
-
   // Where the sums of layer i from row `at` on go.
   T* sums_of(size_t i, index at) {
     const Layer<T>& layer = network_.layers[i];
@@ -353,21 +369,25 @@ class Worker {
 
   // The inputs of layer i from number `low` on: the outputs of the layer below, or the samples. Whether as a_rows.
   bool set_inputs(Gemm<T>& product, size_t i, Rows rows, index low) const {
-    const bool by_rows = !i && samples_.order;
-    if (by_rows) {
+    if (!i && samples_.order && !copies_) {
       product.a_rows = x_rows_ + rows.at;
       product.a_offset = low;
-    } else {
-      product.lda = i ? network_.layers[i - 1].stride : network_.layers[0].inputs;
-      product.a = (i ? a_[i - 1] + rows.at * product.lda : samples_.x + rows.first * product.lda) + low;
+      return true;
     }
-    return by_rows;
+    product.lda = i ? network_.layers[i - 1].stride : network_.layers[0].inputs;
+    if (i)
+      product.a = a_[i - 1] + rows.at * product.lda + low;
+    else
+      product.a = (samples_.order ? x_ + rows.at * product.lda : samples_.x + rows.first * product.lda) + low;
+    return false;
   }
 
   const Network<T>& network_;
   Samples<T> samples_{};
-  index rows_;
-  const T** x_rows_;
+  const index rows_;
+  const bool copies_;  // rows of x, else pointers to them
+  T* const x_;
+  const T** const x_rows_;
   std::vector<T*> a_, d_, z_, transposed_;
   T *y_, *weight_;
   std::int64_t* labels_;

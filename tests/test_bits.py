@@ -25,7 +25,10 @@ SCHEDULES = {
     "rows, then weights, of more inputs than stay near": ([5, 1400, 300, 3], 100, 200),
     "inputs, then tail": ([787, 31, 10], 13, 3000),
     "inputs, then tail, an odd number of parts": ([600, 31, 10], 13, 1000),
+    "inputs, then tail, of few outputs": ([600, 31, 2], 13, 1000),
+    "rows, then weights, of few outputs": ([65, 129, 1, 67, 4], 90, 1000),
     "parts": ([65, 129, 67, 5], 250, 1010),
+    "parts, of few outputs": ([65, 129, 67, 3], 250, 1010),
     "parts, of which the last batch leaves some empty": ([65, 129, 67, 5], 530, 1070),
     "parts, of more rows than are summed at once": ([65, 129, 67, 5], 1100, 1700),
 }
@@ -47,7 +50,7 @@ def trained(
     x = rng.normal(size=(samples, layers[0])).astype(dtype)
     labels = rng.integers(0, layers[-1], samples)
     weight = rng.uniform(0, 2, samples).astype(dtype) if weighted else None
-    net = pf.MLP(layers, ["tanh", "gelu"][: len(layers) - 2], "softmax", dtype=dtype, seed=0)
+    net = pf.MLP(layers, ["tanh", "gelu", "tanh"][: len(layers) - 2], "softmax", dtype=dtype, seed=0)
     with pf.use_backend(backend):
         _core.oversubscribe(threads > 1)
         pf.set_num_threads(threads)
