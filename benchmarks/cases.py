@@ -24,6 +24,7 @@ SHAPES = (
     (64, 128, 10),
     (96, 4, 32),
     (3, 784, 500),
+    (32, 1024, 1024),
     (512, 200, 1),
     (256, 512, 512),
     (1024, 1024, 1024),
@@ -38,6 +39,7 @@ DTYPES = ("float32", "float64")
 INFERENCE = tuple(WORKLOADS[name] for name in ("control", "lecture"))
 BATCHES = (1, 32, 1024, 65_536)
 PERCENTILES = (50, 90, 99)  # of the latency at batch 1
+QUIET = 10  # percentile of the calls of a round that neighbours of the machine have hardly disturbed
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,29 @@ def times(results: Results, family: str, threads: int, cases: list[str]) -> Iter
     yield ""
 
 
+def quiet_times(results: Results, threads: int, cases: list[str]) -> Iterator[str]:
+    """Ratios, our microseconds and our share of the roofline in everybody's quietest round."""
+    ours, *others = results.contenders("training", threads)
+    records = {
+        (case, name): results.records.get(("training", case, threads, name))
+        for case in cases
+        for name in (ours, *others)
+    }
+
+    def cells(case: str) -> Iterator[str]:
+        own = records[case, ours]
+        yield title(case)
+        yield f"{seconds_text(own.quiet)}, {results.quiet_share(own):.0%}" if own else ""
+        for name in others:
+            other = records[case, name]
+            yield f"{other.quiet / own.quiet:.3g}" if own and other else ""
+
+    yield from table(
+        [f"quietest round: us and share of {ours}; times as long", ours, *others], map(cells, cases)
+    )
+    yield ""
+
+
 def latencies(results: Results, threads: int, cases: list[str]) -> Iterator[str]:
     """Percentiles at batch 1."""
     names = results.contenders("inference", threads)
@@ -156,15 +179,19 @@ def sections(results: Results, name: str, pictures: list[str]) -> Iterator[str]:
         cases = results.cases("training", threads)
         yield from ratios(results, "training", threads, cases)
         yield from times(results, "training", threads, cases)
+        if all(
+            record.about.get("quiet") for record in results.records.values() if record.family == "training"
+        ):
+            yield from quiet_times(results, threads, cases)
     for threads in reversed(results.counts):
         yield f"## Prediction, {threads} threads"
         yield ""
         cases = results.cases("inference", threads)
         yield from ratios(results, "inference", threads, cases)
+        yield from times(results, "inference", threads, cases)
+        yield "Calls of batch 1, timed one by one:"
+        yield ""
         yield from latencies(results, threads, [case for case in cases if case.endswith("batch 1")])
-        yield from times(
-            results, "inference", threads, [case for case in cases if not case.endswith("batch 1")]
-        )
     for threads in reversed(results.counts):
         cases = results.cases("kernels", threads)
         if cases:

@@ -21,7 +21,7 @@ import machine
 import numpy as np
 import report
 from arena import Child, ContenderError, children, only_avx2
-from cases import BATCHES, DTYPES, INFERENCE, KERNELS, SHAPES
+from cases import BATCHES, DTYPES, INFERENCE, KERNELS, QUIET, SHAPES
 from peers import entries
 from threadpoolctl import threadpool_limits
 
@@ -72,13 +72,18 @@ class Run:
     def training(self, workload: Workload, threads: int) -> None:
         """One visit to a workload."""
         case, check = workload.name, partial(self._check_training, workload)
-        request = {"case": case, "seconds": self.settings.training}
-        calls = {
-            name: partial(self._ask, child, case, "train", request)
-            for name, child in self._verified("training", case, threads, check).items()
-        }
+        taking_part = self._verified("training", case, threads, check)
+        quiet: dict[str, list[float]] = {name: [] for name in taking_part}
+
+        def call(name: str, child: Child) -> list[float]:
+            answer = self._ask(child, case, "train", {"case": case, "seconds": self.settings.training})
+            quiet[name].append(float(np.percentile(answer, QUIET)) / workload.steps)
+            return answer
+
+        calls = {name: partial(call, name, child) for name, child in taking_part.items()}
         for record, seconds in self._timed("training", case, threads, calls):
             record["visits"].append([each / workload.steps for each in seconds])
+            record["quiet"] += quiet[record["contender"]]
 
     def inference(self, workload: Workload, batch: int, threads: int) -> None:
         """One visit to a network and a batch size."""
@@ -88,9 +93,9 @@ class Run:
 
         def call(name: str, child: Child) -> list[float]:
             request = {"case": workload.name, "batch": batch, "seconds": self.settings.inference}
-            answer = self._ask(child, case, "infer", request)
+            typical, *answer = self._ask(child, case, "infer", request)
             percentiles[name].append(answer)
-            return answer[:1]
+            return [typical]
 
         calls = {name: partial(call, name, child) for name, child in taking_part.items()}
         for record, seconds in self._timed("inference", case, threads, calls):
@@ -129,7 +134,7 @@ class Run:
         about = {"family": family, "case": case, "threads": threads, "contender": contender}
         return self._records.setdefault(
             (family, case, threads, contender),
-            {**about, **more, "visits": [], "peaks": [], "percentiles": []},
+            {**about, **more, "visits": [], "peaks": [], "percentiles": [], "quiet": []},
         )
 
     def _verified(

@@ -44,6 +44,11 @@ class Record:
         return np.median(self.about["percentiles"], axis=0).tolist()
 
     @property
+    def quiet(self) -> float:
+        """Seconds in the quietest round, by the 10th percentile of its calls."""
+        return min(self.about["quiet"])
+
+    @property
     def dtype(self) -> str:
         return self.about.get("dtype", "float32")
 
@@ -117,6 +122,12 @@ class Results:
         ours = self.records.get((family, case, threads, self.ours))
         theirs = self.records.get((family, case, threads, contender))
         return compare(ours, theirs) if ours and theirs else None
+
+    def quiet_share(self, record: Record) -> float:
+        """Of the speed that the roofline allows, in the quietest round, by the highest peak."""
+        limit = self.limits[record.threads]
+        peak = limit["operations"][record.dtype]
+        return least_seconds(record.cost, peak, limit["bytes"], record.threads) / record.quiet
 
     def share(self, record: Record) -> float:
         """Of the speed that the roofline allows, by the peak of the same round; the median of the rounds."""
