@@ -80,24 +80,20 @@ def times(results: Results, family: str, threads: int, cases: list[str]) -> Iter
 
 def quiet_times(results: Results, threads: int, cases: list[str]) -> Iterator[str]:
     """Ratios, our microseconds and our share of the roofline in everybody's quietest round."""
-    ours, *others = results.contenders("training", threads)
-    records = {
-        (case, name): results.records.get(("training", case, threads, name))
-        for case in cases
-        for name in (ours, *others)
-    }
+    ours = results.ours
+    others = [name for name in results.contenders("training", threads) if name != ours]
 
     def cells(case: str) -> Iterator[str]:
-        own = records[case, ours]
         yield title(case)
+        own = results.records.get(("training", case, threads, ours))
         yield f"{seconds_text(own.quiet)}, {results.quiet_share(own):.0%}" if own else ""
         for name in others:
-            other = records[case, name]
-            yield f"{other.quiet / own.quiet:.3g}" if own and other else ""
+            other = results.records.get(("training", case, threads, name))
+            quotient = other.quiet / own.quiet if own and other else None
+            yield ratio_text(Ratio(quotient, quotient, quotient, noisy=False) if quotient else None)
 
-    yield from table(
-        [f"quietest round: us and share of {ours}; times as long", ours, *others], map(cells, cases)
-    )
+    header = [f"in the quietest round: us, share of the limit of {ours}; times as long", ours, *others]
+    yield from table(header, map(cells, cases))
     yield ""
 
 

@@ -60,27 +60,28 @@ class Worker:
         np.save(path, self._predictors[case](contender.workload.data[0][:rows]))
 
     def infer(self, case: str, batch: int, seconds: float) -> list[float]:
-        """Seconds of a prediction of a batch, array to array: the median over rows of them, then percentiles.
+        """Seconds of a prediction of a batch, array to array: the median, then percentiles.
 
-        Those of the percentiles are timed one by one, so that each includes a reading of the clock.
+        For the median those of batch 1 are timed in series, for the percentiles one by one, so that each of
+        these includes a reading of the clock.
         """
         self._opened_for_prediction(case)
         predict, clock = self._predictors[case], time.perf_counter_ns
         pieces = self._pieces(case, batch)
         for piece in pieces:
             predict(piece)
-        rows, each = [], []
+        series, each = [], []
         until = clock() + 1e9 * seconds
-        while not each or clock() < until:
+        while not series or clock() < until:
             begin = clock()
             for piece in pieces:
                 predict(piece)
-            rows.append((clock() - begin) / 1e9 / len(pieces))
-            for piece in pieces:
+            series.append((clock() - begin) / 1e9 / len(pieces))
+            for piece in pieces if batch == 1 else ():
                 begin = clock()
                 predict(piece)
                 each.append((clock() - begin) / 1e9)
-        return [median(rows), *np.percentile(each, PERCENTILES).tolist()]
+        return [median(series), *np.percentile(each or series, PERCENTILES).tolist()]
 
     def _pieces(self, case: str, batch: int) -> list[np.ndarray]:
         """Batches to go round; those of the latest request are kept."""

@@ -26,7 +26,7 @@ constexpr index packed_rows = 192;
 template <class T>
 constexpr index scratch_size = packed_beside_a<T> + packed_rows * max_depth;
 
-// Outputs of a layer up to which its weights are kept transposed.
+// Outputs of a layer up to which its weights may be kept transposed.
 constexpr index most_transposed = 4;
 
 // A matrix in panels: two vectors of columns each, the last one maybe a single vector, whose rows lie behind
@@ -136,9 +136,9 @@ struct KernelTable {
   // As gemm_bt, without start: every element summed in 64 bytes of lanes by fused multiply-adds, the lanes then folded
   // by halves. Nothing is transposed, so for one row or column of the result, or few.
   void (*gemm_dots)(const Gemm<T>&);
-  // Both padded, with at most most_transposed outputs. The first: c (rows, outputs) = start + a b^T, b (outputs,
-  // depth), start one row, summed as by gemm_dots. The second: as gemm_at, c (outputs, columns), without panels; even
-  // and odd steps of depth are summed apart, and added.
+  // With at most most_transposed outputs. The first: c (rows, outputs) = start + a b^T, b (outputs, depth), start one
+  // row, summed in 64 bytes of lanes as by gemm_dots. The second, padded: as gemm_at, c (outputs, columns), without
+  // panels; even and odd steps of depth are summed apart, and added.
   void (*few_outputs)(const Gemm<T>&);
   void (*few_outputs_at)(const Gemm<T>&);
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,

@@ -130,9 +130,11 @@ INLINE void gather(index count, index columns, const T* from, const std::int64_t
                   [&](T* to_row, const T* row) { __builtin_memcpy(to_row, row, size.value * sizeof(T)); });
   };
   if (columns < L) return (gather_few(std::integral_constant<int, Below + 1>{}), ...);
+  // Vectors from the first column on, one to the last column.
+  const index last = columns - L;
   gather_rows(count, columns, from, order, reach, to, to_stride, [&](T* to_row, const T* row) {
-    for (index j = 0; j + L <= columns; j += L) store<T>(to_row + j, load<T>(row + j));
-    store<T>(to_row + columns - L, load<T>(row + columns - L));
+    for (index j = 0; j < last; j += L) store<T>(to_row + j, load<T>(row + j));
+    store<T>(to_row + last, load<T>(row + last));
   });
 }
 

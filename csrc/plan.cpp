@@ -9,8 +9,8 @@ namespace {
 
 index round_up(index size, index unit) { return (size + unit - 1) / unit * unit; }
 
-// Whether the weights of layer i are transposed. The same for every instruction set, since sums take another order
-// then.
+// Whether the weights of layer i are transposed. From eight inputs on, vectors along them are filled; the first layer's
+// inputs are not padded. The same for every instruction set, since sums take another order then.
 bool is_transposed(const std::vector<index>& sizes, size_t i) {
   return i > 0 && sizes[i] >= 8 && sizes[i + 1] <= most_transposed;
 }

@@ -1,5 +1,5 @@
 // A network laid out for the training schedules: weights in panels, and every row of them and of activations
-// padded to whole vectors, so that no kernel meets an edge or packs what it multiplies by.
+// padded to whole vectors, so that hardly a kernel meets an edge or packs what it multiplies by.
 #pragma once
 
 #include <atomic>

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "memory.hpp"
@@ -203,8 +202,8 @@ class Worker {
     }
   }
 
-  // The derivatives of the weighted losses, times scale, become the last layer's deltas; their sums go to `losses`,
-  // for each block of rows.
+  // The derivatives of the weighted losses, times scale, become the last layer's deltas; the sum of those losses in
+  // each block of rows goes to `losses`.
   void output_delta(Rows rows, double scale, double* losses) {
     const Layer<T>& layer = network_.layers.back();
     const index offset = rows.at * layer.stride;
@@ -252,13 +251,14 @@ class Worker {
       const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
       T* const d = d_[i - 1] + rows.at * below.stride;
       const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + rows.at * below.stride;
-      const bool ready = layer.transposed || !transposed_.empty();
+      const T* const weights = p.values.at(layer.weights);
+      const T* const ready = layer.transposed ? weights : transposed_.empty() ? nullptr : transposed_[i];
       Gemm<T> product{rows.count,
                       layer.inputs,
                       layer.outputs,
                       d_[i] + rows.at * layer.stride,
                       layer.stride,
-                      layer.transposed || !ready ? p.values.at(layer.weights) : transposed_[i],
+                      ready ? ready : weights,
                       below.width,
                       nullptr,
                       0,
@@ -339,20 +339,16 @@ class Worker {
   }
 
   // These samples, of the next step, begin to arrive if rows of x are long, which the processor itself follows from
-  // there. Short ones it finds in time. Inlined, or the compiler could leave out a call that changes nothing.
+  // there. Shorter ones, of which a product reads several at once, it finds in time. Inlined, or the compiler could
+  // leave out a call that changes nothing.
   __attribute__((always_inline)) void fetch(const std::int64_t* samples, index count) const {
     constexpr index line = 64 / sizeof(T), lines = 4;
-    const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
+    const index inputs = network_.layers.front().inputs;
     if (inputs <= lines * line) return;
     for (index i = 0; i < lines; i++) {
       for (index r = 0; r < count; r++) __builtin_prefetch(samples_.x + samples[r] * inputs + i * line);
     }
-    for (index r = 0; r < count; r++) {
-      if (samples_.y)
-        __builtin_prefetch(samples_.y + samples[r] * outputs);
-      else
-        __builtin_prefetch(samples_.labels + samples[r]);
-    }
+    for (index r = 0; samples_.labels && r < count; r++) __builtin_prefetch(samples_.labels + samples[r]);
   }
 
   // Where the sums of layer i from row `at` on go.

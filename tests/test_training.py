@@ -114,6 +114,18 @@ def test_shuffling_takes_the_generators_permutations(backend, dtype, weighted):
     assert net.params.tobytes() == twin.params.tobytes()
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(9, 17), (16, 8), (31, 33), (32, 1), (33, 2)], ids=repr)
+def test_shuffled_rows_are_those_of_the_order(backend, dtype, inputs, outputs):
+    rng = np.random.default_rng(6)
+    x, y = (rng.normal(size=(50, columns)).astype(dtype) for columns in (inputs, outputs))
+    net = pf.MLP([inputs, 9, outputs], "tanh", dtype=dtype, seed=rng)
+    twin, order = net.copy(), copy.deepcopy(rng).permutation(len(x))
+    options = {"epochs": 1, "batch_size": 21, "optimizer": MOMENTUM}
+    net.fit(x, y, **options)
+    twin.fit(x[order], y[order], shuffle=False, **options)
+    assert net.params.tobytes() == twin.params.tobytes()
+
+
 def test_order_without_shuffling_leaves_the_generator_alone(backend, dtype):
     x, y = data(dtype)
     net = network(dtype)
