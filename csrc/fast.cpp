@@ -148,25 +148,17 @@ PyObject* quick_predict(const AnyNetwork& any, PyObject* params, PyObject* x, Py
   return quick_predict(std::get<Network<double>>(any), params, x, out);
 }
 
-PyObject* quick_predict_call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 3) {
-    PyErr_SetString(PyExc_TypeError, "quick_predict(params, x, out)");
-    return nullptr;
-  }
-  const auto& any = *static_cast<const AnyNetwork*>(PyCapsule_GetPointer(self, nullptr));
-  return quick_predict(any, arguments[0], arguments[1], arguments[2]);
-}
-
-// A network with its parameters, for predictions while everywhere[0] is the backend it was planned for.
+// quick(x, out): what quick_predict returns for a network with its parameters, planned for a backend.
 struct Quick {
   PyObject_HEAD;
+  vectorcallfunc call;
   const AnyNetwork* network;
   PyObject *plan, *params, *everywhere, *backend;
 };
 
-// method(object, x, out=None): what the Quick in an attribute of the object returns; where there is none, or that is
-// None, or the arguments are others, what the function returns. A frame of Python, and what it looks up, would take
-// as long as a small network.
+// method(object, x, out=None): what the Quick in an attribute of the object returns, while everywhere[0] is its
+// backend; where there is none, or that is None, or the arguments are others, what the function returns. A frame of
+// Python, and what it looks up, would take as long as a small network.
 struct QuickMethod {
   PyObject_HEAD;
   vectorcallfunc call;
@@ -188,13 +180,27 @@ Object* create(PyTypeObject* type) {
   return object;
 }
 
+PyObject* call_quick(PyObject* self, PyObject* const* arguments, size_t flags, PyObject* names) {
+  if (PyVectorcall_NARGS(flags) != 2 || names) {
+    PyErr_SetString(PyExc_TypeError, "quick(x, out)");
+    return nullptr;
+  }
+  const auto* const quick = reinterpret_cast<const Quick*>(self);
+  return quick_predict(*quick->network, quick->params, arguments[0], arguments[1]);
+}
+
 PyTypeObject* quick_type() {
+  static PyMemberDef members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Quick, call), READONLY, nullptr},
+                                  {nullptr, 0, 0, 0, nullptr}};
   static PyType_Slot slots[] = {
       {Py_tp_dealloc,
        reinterpret_cast<void*>(destroy<Quick, &Quick::plan, &Quick::params, &Quick::everywhere, &Quick::backend>)},
+      {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+      {Py_tp_members, members},
       {0, nullptr}};
   static PyType_Spec spec = {"pyfastnn._core.Quick", int(sizeof(Quick)), 0,
-                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                             slots};
   static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return type;
 }
@@ -259,21 +265,15 @@ PyMethodDef method(const char* name, Function* function, const char* text) {
 PyMethodDef functions[] = {method("fits", fits, "fits(pattern, *arrays) -> bool"),
                            method("in_range", in_range, "in_range(matrix, low, high, unit_rows) -> bool"),
                            {nullptr, nullptr, 0, nullptr}};
-PyMethodDef quick_predict_method =
-    method("quick_predict", quick_predict_call, "quick_predict(params, x, out) -> array or None");
 
 }  // namespace
 
 void add_fast_functions(PyObject* module) { PyModule_AddFunctions(module, functions); }
 
-py::object bound_quick_predict(const AnyNetwork& network) {
-  const py::capsule self(&network);
-  return py::reinterpret_steal<py::object>(PyCFunction_New(&quick_predict_method, self.ptr()));
-}
-
 py::object bound_quick(const AnyNetwork& network, py::object plan, py::array params, py::list everywhere,
                        py::object backend) {
   auto* const quick = create<Quick>(quick_type());
+  quick->call = call_quick;
   quick->network = &network;
   quick->plan = plan.release().ptr();
   quick->params = params.release().ptr();

@@ -12,12 +12,9 @@ constexpr double quick_multiply_adds = 3e5;
 // Adds the METH_FASTCALL functions to the module.
 void add_fast_functions(PyObject* module);
 
-// f(params, x, out or None) -> the outputs; None where x or out are not what the slow checks would pass without a
-// word, or are many. The network must outlive it.
-pybind11::object bound_quick_predict(const AnyNetwork&);
-
-// What quick_method looks for: the network, which `plan` keeps, with these parameters, while everywhere[0] is the
-// backend.
+// f(x, out or None) -> the outputs of the network, which `plan` keeps, with these parameters; None where x or out are
+// not what the slow checks would pass without a word, or are many. quick_method looks for it, and asks whether
+// everywhere[0] is the backend.
 pybind11::object bound_quick(const AnyNetwork&, pybind11::object plan, pybind11::array params,
                              pybind11::list everywhere, pybind11::object backend);
 

@@ -228,7 +228,6 @@ class Plan {
     });
   }
 
-  py::object quick_predict() const { return bound_quick_predict(network_); }
   static py::object quick(py::object self, Array params, py::list everywhere, py::object backend) {
     const AnyNetwork& network = self.cast<const Plan&>().network_;
     return bound_quick(network, std::move(self), std::move(params), std::move(everywhere), std::move(backend));
@@ -366,7 +365,6 @@ PYBIND11_MODULE(_core, m) {
   py::class_<pyfastnn::Plan>(m, "Plan")
       .def(py::init<const Kernels&, const py::array&, const std::vector<pyfastnn::index>&, const std::vector<int>&,
                     const std::vector<bool>&, int, bool, bool, bool>())
-      .def("quick_predict", &pyfastnn::Plan::quick_predict, py::keep_alive<0, 1>())
       .def("quick", &pyfastnn::Plan::quick)
       .def("predict", &pyfastnn::Plan::predict)
       .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient);

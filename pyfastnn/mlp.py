@@ -97,7 +97,7 @@ class MLP:
         self.weights, self.biases = spec.unflatten(self._params)
         self._training: tuple[Optimizer, OptimizerState] | None = None
         self._latest_plan: Plan | None = None
-        self._quick: object = None
+        self._quick: Callable[[Array, Array | None], Array | None] = lambda x, out: None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -165,13 +165,13 @@ class MLP:
         TypeError, ValueError
             For an array of another type, dtype, shape or layout, or an overlapping ``out``.
         """
-        plan, params = self._latest_plan, self._params
+        plan = self._latest_plan
         if plan is None or plan.backend is not everywhere[0]:
             plan = self._plan()
-        result = plan.quick_forward(params, x, out)
+        result = self._quick(x, out)
         if result is not None:
             return result
-        x, given = self._inputs("x", x), out
+        x, given, params = self._inputs("x", x), out, self._params
         shape, backend = (len(x), self.layers[-1]), plan.backend
         out = _checks.output(
             "out",

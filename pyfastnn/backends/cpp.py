@@ -160,9 +160,8 @@ class CppPlan(Plan):
             spec.loss.mean_over_outputs,
             backend._any_width,
         )
-        self.quick_forward = self._compiled.quick_predict()
 
-    def quick(self, params: Array) -> object:
+    def quick(self, params: Array) -> Callable[[Array, Array | None], Array | None]:
         return self._compiled.quick(params, everywhere, self.backend)
 
     def forward(self, params: Array, x: Array, out: Array) -> None:

@@ -226,21 +226,20 @@ class Plan:
     Parameters are always passed in, as the flat vector that ``spec.unflatten`` describes.
     """
 
-    # f(params, x, out or None) -> the outputs for few rows x, which need not be checked; None leaves them
-    # to the usual way. No method: Python is slower to find what hides one.
-    quick_forward: Callable[[Array, Array, Array | None], Array | None]
-
     # Rows that forward takes at a time: enough for every thread, few enough for the caches.
     _forward_rows = 4096
 
     def __init__(self, backend: Backend, spec: Spec) -> None:
         self.backend = backend
         self.spec = spec
-        self.quick_forward = lambda params, x, out: None
 
-    def quick(self, params: Array) -> object:
-        """What ``Backend.quick_method`` looks for in ``_quick``, to predict with these parameters."""
-        return None
+    def quick(self, params: Array) -> Callable[[Array, Array | None], Array | None]:
+        """A function of x and out: the outputs for few rows x, with these parameters.
+
+        Neither need be checked: it returns None where the usual way has to be gone. ``Backend.quick_method``
+        looks for it in the attribute ``_quick``.
+        """
+        return lambda x, out: None
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
         """out (n, outputs) = the network at x (n, inputs)."""
