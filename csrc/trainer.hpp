@@ -113,6 +113,7 @@ class Worker {
   // Below, scratch is that of the calling thread.
 
   void gather(Rows rows) {
+    fetch(rows);
     if (!samples_.order) return;
     const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
     const std::int64_t* const from = samples_.order + rows.first;
@@ -120,7 +121,6 @@ class Worker {
     if (copies_) {
       network_.kernels->gather(rows.count, inputs, samples_.x, from, left, x_ + rows.at * inputs, inputs);
     } else {
-      fetch(from + rows_, std::min(rows.count, left - rows_));
       for (index r = 0; r < rows.count; r++) x_rows_[rows.at + r] = samples_.x + from[r] * inputs;
     }
     if (samples_.y) {
@@ -338,17 +338,19 @@ class Worker {
     network_.kernels->few_outputs_at(product);
   }
 
-  // These samples, of the next step, begin to arrive if rows of x are long, which the processor itself follows from
+  // Samples of the next step begin to arrive if rows of x are long, which the processor itself follows from
   // there. Shorter ones, of which a product reads several at once, it finds in time. Inlined, or the compiler could
   // leave out a call that changes nothing.
-  __attribute__((always_inline)) void fetch(const std::int64_t* samples, index count) const {
+  __attribute__((always_inline)) void fetch(Rows rows) const {
     constexpr index line = 64 / sizeof(T), lines = 4;
     const index inputs = network_.layers.front().inputs;
     if (inputs <= lines * line) return;
+    const index first = rows.first + rows_, last = std::min(first + rows.count, samples_.count);
     for (index i = 0; i < lines; i++) {
-      for (index r = 0; r < count; r++) __builtin_prefetch(samples_.x + samples[r] * inputs + i * line);
+      for (index r = first; r < last; r++) __builtin_prefetch(samples_.x + sample(samples_, r) * inputs + i * line);
     }
-    for (index r = 0; samples_.labels && r < count; r++) __builtin_prefetch(samples_.labels + samples[r]);
+    if (!samples_.labels) return;
+    for (index r = first; r < last; r++) __builtin_prefetch(samples_.labels + sample(samples_, r));
   }
 
   // Where the sums of layer i from row `at` on go.
