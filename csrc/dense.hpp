@@ -37,6 +37,7 @@ void activation_delta(const KernelTable<T>&, LayerShape, const T* d, const T* w,
 template <class T>
 void dense_backward(const KernelTable<T>&, LayerShape, const T* x, const T* w, const T* d, T* dw, T* db, T* dx);
 
+// How many sums of losses so many rows have.
 constexpr index loss_blocks(index rows) { return (rows + loss_rows - 1) / loss_rows; }
 
 // The targets of a batch: y (rows, outputs), or labels (rows) of cross-entropy.
