@@ -1,4 +1,4 @@
-// The four training schedules, chosen by the shape of the network and the batch, never by the threads,
+// The five training schedules, chosen by the shape of the network and the batch, never by the threads,
 // so that the same seed gives the same bits on any number of them.
 #include "schedules.hpp"
 
@@ -51,35 +51,49 @@ class PartialGradients {
   std::vector<Segment<T>> gradients_;
 };
 
+// A step in two stages.
+template <class T>
+class Halves : public Schedule<T> {
+ public:
+  using Schedule<T>::Schedule;
+
+  index stages() const final { return 2; }
+  void stage(index number, const Batch<T>& batch, int thread, int threads) final {
+    number ? after(batch, thread, threads) : before(batch, thread, threads);
+  }
+
+  virtual void before(const Batch<T>&, int thread, int threads) = 0;
+  virtual void after(const Batch<T>&, int thread, int threads) = 0;
+};
+
+// Share `number` of `count` of a batch: blocks of rows whose losses are summed together.
+template <class T>
+Rows rows_of(const Batch<T>& batch, index number, index count) {
+  const index blocks = loss_blocks(batch.rows);
+  const auto begin = [&](index share) { return std::min(batch.rows, share_begin(blocks, share, count) * loss_rows); };
+  return part_of(batch.all(), begin(number), begin(number + 1));
+}
+
 // Common to the schedules whose threads split the rows of the batch for forward, loss and deltas. They share the
 // activations.
 template <class T>
-class ByRows : public Schedule<T> {
+class ByRows : public Halves<T> {
  public:
   ByRows(const Task<T>& task, Arena& arena)
-      : Schedule<T>(task, arena),
+      : Halves<T>(task, arena),
         tile_blocks_((task.network.padded_size * index(sizeof(T)) > (4 << 20) ? 1024 : max_tile_rows) / loss_rows) {
     this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
   }
 
  protected:
-  Worker<T>& worker() { return *this->workers_[0]; }
-
-  // Share `number` of `count` of the batch.
-  static Rows rows_of(const Batch<T>& batch, index number, index count) {
-    const index blocks = loss_blocks(batch.rows);
-    const auto begin = [&](index share) { return std::min(batch.rows, share_begin(blocks, share, count) * loss_rows); };
-    return part_of(batch.all(), begin(number), begin(number + 1));
-  }
-
   void forward_and_back(const Batch<T>& batch, Rows rows, int thread) {
     const Tiles tiles(loss_blocks(rows.count), 1, tile_blocks_);
     for (index number = 0; number < tiles.count; number++) {
       const Rows tile = part_of(rows, tiles.begin(number) * loss_rows, tiles.begin(number + 1) * loss_rows);
-      worker().gather(tile);
-      worker().forward(0, tile, this->parameters, this->scratch(thread));
-      worker().output_delta(tile, batch.scale, this->losses_of(tile.at));
-      worker().propagate(tile, this->parameters, this->scratch(thread));
+      this->worker().gather(tile);
+      this->worker().forward(0, tile, this->parameters, this->scratch(thread));
+      this->worker().output_delta(tile, batch.scale, this->losses_of(tile.at));
+      this->worker().propagate(tile, this->parameters, this->scratch(thread));
     }
   }
 
@@ -97,20 +111,86 @@ class RowsThenWeights final : public ByRows<T> {
   using ByRows<T>::ByRows;
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    this->forward_and_back(batch, this->rows_of(batch, thread, threads), thread);
+    this->forward_and_back(batch, rows_of(batch, thread, threads), thread);
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
-    Parameters<T>& p = this->parameters;
     for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-      const Layer<T>& layer = this->task.network.layers[i];
-      const index low = share_begin(layer.panels.rows, thread, threads),
-                  high = share_begin(layer.panels.rows, thread + 1, threads);
-      this->worker().update_weights(batch, i, low, high, p, this->scratch(thread));
-      if (int(i) % threads != thread) continue;
-      this->worker().bias_gradient(i, batch.all(), false, p.gradient);
-      p.update(batch.rule, batch.numbers, layer.biases, layer.width);
+      const index rows = this->task.network.layers[i].panels.rows;
+      this->worker().update(batch, i, share_begin(rows, thread, threads), share_begin(rows, thread + 1, threads),
+                            int(i) % threads == thread, this->parameters, this->scratch(thread));
     }
+  }
+};
+
+// Layer by layer (few rows, many weights). Rows, then weights, has too few rows to split, and each thread reads all
+// weights. Here the threads split every layer: its outputs forward; backward its inputs, whose weights each then
+// updates, as it has just read them. They compute the same sums.
+template <class T>
+class LayerByLayer final : public Schedule<T> {
+ public:
+  static bool suits(const Task<T>& task) {
+    return task.network.compact_size * index(sizeof(T)) >= 256 * 1024 && task.batch <= 64;
+  }
+
+  LayerByLayer(const Task<T>& task, Arena& arena) : Schedule<T>(task, arena) {
+    this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
+  }
+
+  // Samples; layers forward; loss; layers backward.
+  index stages() const override { return 2 * count() + 2; }
+
+  void stage(index number, const Batch<T>& batch, int thread, int threads) override {
+    Worker<T>& worker = this->worker();
+    const Rows share = rows_of(batch, thread, threads);
+    if (number == 0) {
+      worker.gather(share);
+    } else if (number <= count()) {
+      forward(size_t(number - 1), batch, thread, threads);
+    } else if (number == count() + 1) {
+      if (!share.count) return;
+      worker.activate(size_t(count() - 1), share);
+      worker.output_delta(share, batch.scale, this->losses_of(share.at));
+    } else {
+      backward(size_t(2 * count() + 1 - number), batch, thread, threads);
+    }
+  }
+
+ private:
+  index count() const { return index(this->task.network.layers.size()); }
+
+  void forward(size_t i, const Batch<T>& batch, int thread, int threads) {
+    const Layer<T>& layer = this->task.network.layers[i];
+    const auto begin = [&](int share) {
+      return std::min(layer.outputs, share_begin(layer.panels.count(), share, threads) * layer.panels.panel_width);
+    };
+    const index low = begin(thread), high = begin(thread + 1);
+    if (low == high) return;
+    this->worker().sums(i, batch.all(), low, high, this->parameters, this->scratch(thread));
+    if (i + 1 < this->task.network.layers.size()) this->worker().activate(i, batch.all(), low, high);
+  }
+
+  void backward(size_t i, const Batch<T>& batch, int thread, int threads) {
+    const auto& layers = this->task.network.layers;
+    const index low = inputs_begin(layers[i], thread, threads), high = inputs_begin(layers[i], thread + 1, threads);
+    if (i && low < high) this->worker().propagate(i, batch.all(), low, high, this->parameters, this->scratch(thread));
+    if (!layers[i].transposed) update(i, batch, low, high, thread, threads);
+    // Of transposed weights others may still read what would be this thread's.
+    for (size_t j = 1; !i && j < layers.size(); j++) {
+      const index rows = layers[j].panels.rows;
+      if (layers[j].transposed)
+        update(j, batch, share_begin(rows, thread, threads), share_begin(rows, thread + 1, threads), thread, threads);
+    }
+  }
+
+  // Whole cache lines of the deltas.
+  static index inputs_begin(const Layer<T>& layer, int thread, int threads) {
+    constexpr index line = 64 / sizeof(T);
+    return std::min(layer.inputs, share_begin((layer.inputs + line - 1) / line, thread, threads) * line);
+  }
+
+  void update(size_t i, const Batch<T>& batch, index low, index high, int thread, int threads) {
+    this->worker().update(batch, i, low, high, int(i) % threads == thread, this->parameters, this->scratch(thread));
   }
 };
 
@@ -134,10 +214,10 @@ class Parts final : public ByRows<T> {
       : ByRows<T>(task, arena), gradients_(part_count(task.batch), *task.network.kernels, this->parameters, arena) {}
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    if (!own_parts(threads)) return this->forward_and_back(batch, this->rows_of(batch, thread, threads), thread);
+    if (!own_parts(threads)) return this->forward_and_back(batch, rows_of(batch, thread, threads), thread);
     const index end = share_begin(parts(), thread + 1, threads);
     for (index part = share_begin(parts(), thread, threads); part < end; part++) {
-      this->forward_and_back(batch, this->rows_of(batch, part, parts()), thread);
+      this->forward_and_back(batch, rows_of(batch, part, parts()), thread);
       for (size_t i = 0; i < this->task.network.layers.size(); i++) {
         weight_gradient(batch, i, 0, this->task.network.layers[i].panels.rows, part, own_pairs(threads), thread);
         bias_gradient(batch, i, part, own_pairs(threads));
@@ -176,7 +256,7 @@ class Parts final : public ByRows<T> {
 
   // Rows [low, high) of the weights of layer i; with `pairs`, that of an odd part goes to the part before it.
   void weight_gradient(const Batch<T>& batch, size_t i, index low, index high, index part, bool pairs, int thread) {
-    const Rows rows = this->rows_of(batch, part, parts());
+    const Rows rows = rows_of(batch, part, parts());
     const bool odd = pairs && part % 2;
     if (odd && rows.count <= max_depth)
       return this->worker().add_weight_gradient(i, low, high, rows, gradients_.of(part - 1), this->scratch(thread));
@@ -188,7 +268,7 @@ class Parts final : public ByRows<T> {
 
   void bias_gradient(const Batch<T>& batch, size_t i, index part, bool pairs) {
     const Layer<T>& layer = this->task.network.layers[i];
-    const Rows rows = this->rows_of(batch, part, parts());
+    const Rows rows = rows_of(batch, part, parts());
     this->worker().bias_gradient(i, rows, false, gradients_.of(part));
     if (pairs && part % 2) gradients_.add(part, part - 1, layer.biases, layer.width);
   }
@@ -199,14 +279,14 @@ class Parts final : public ByRows<T> {
 // Tiles (few parameters, many rows). Tiles of the batch run forward and backward in the cache, each
 // adding to one of up to 16 gradients that the shape assigns to it; these are then summed pairwise.
 template <class T>
-class Tiles96 final : public Schedule<T> {
+class Tiles96 final : public Halves<T> {
  public:
   static bool suits(const Task<T>& task) {
     return task.network.compact_size * index(sizeof(T)) <= 48 * 1024 && task.batch >= 4 * tile_rows;
   }
 
   Tiles96(const Task<T>& task, Arena& arena)
-      : Schedule<T>(task, arena),
+      : Halves<T>(task, arena),
         gradients_(gradient_count(task.batch), *task.network.kernels, this->parameters, arena),
         claims_(task.threads) {
     for (int i = 0; i < task.threads; i++)
@@ -214,7 +294,7 @@ class Tiles96 final : public Schedule<T> {
   }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *this->workers_[size_t(thread)];
+    Worker<T>& worker = this->worker(thread);
     worker.transpose(this->parameters);
     T* const scratch = this->scratch(thread);
     const index tiles = tile_count(batch.rows), slots = gradient_count(batch.rows);
@@ -255,7 +335,7 @@ class Tiles96 final : public Schedule<T> {
 // weights. The sums, added in pairs, are exchanged; what follows is computed by every thread for itself. Weights of the
 // first layer never cross from one core to another, and a step has one barrier.
 template <class T>
-class InputsThenTail final : public Schedule<T> {
+class InputsThenTail final : public Halves<T> {
  public:
   static bool suits(const Task<T>& task) {
     const auto& layers = task.network.layers;
@@ -265,7 +345,7 @@ class InputsThenTail final : public Schedule<T> {
   }
 
   InputsThenTail(const Task<T>& task, Arena& arena)
-      : Schedule<T>(task, arena),
+      : Halves<T>(task, arena),
         parts_(std::min<index>(task.network.layers[0].inputs / part_inputs, 16)),
         sums_stride_(task.batch * task.network.layers[0].width),
         sums_{arena.take<T>(parts_ * sums_stride_), arena.take<T>(parts_ * sums_stride_)} {
@@ -280,7 +360,7 @@ class InputsThenTail final : public Schedule<T> {
   void join(int thread) override { tails_[size_t(thread)].copy_from(tails_[0]); }
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *this->workers_[size_t(thread)];
+    Worker<T>& worker = this->worker(thread);
     worker.gather(batch.all());
     const index end = share_begin(parts_, thread + 1, threads);
     for (index part = share_begin(parts_, thread, threads); part < end; part++) {
@@ -291,7 +371,7 @@ class InputsThenTail final : public Schedule<T> {
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
-    Worker<T>& worker = *this->workers_[size_t(thread)];
+    Worker<T>& worker = this->worker(thread);
     Parameters<T>& tail = tails_[size_t(thread)];
     T* const scratch = this->scratch(thread);
     const auto is_added = [&](index part) { return adds(part + 1, threads); };
@@ -357,6 +437,7 @@ std::unique_ptr<Schedule<T>> schedule_for(const Task<T>& task) {
   if (Tiles96<T>::suits(task)) return laid_out<Tiles96<T>>(task);
   if (InputsThenTail<T>::suits(task)) return laid_out<InputsThenTail<T>>(task);
   if (Parts<T>::suits(task)) return laid_out<Parts<T>>(task);
+  if (LayerByLayer<T>::suits(task)) return laid_out<LayerByLayer<T>>(task);
   return laid_out<RowsThenWeights<T>>(task);
 }
 

@@ -1,4 +1,4 @@
-// What a training schedule is, of which schedules.cpp has four; training.cpp runs them.
+// What a training schedule is, of which schedules.cpp has five; training.cpp runs them.
 #pragma once
 
 #include <memory>
@@ -21,7 +21,7 @@ struct Task {
   Gathered gathered;
 };
 
-// A schedule is two halves of a step with a barrier between, called by every thread of the team.
+// A schedule cuts a step into stages, one after another, each called by every thread of the team; they meet in between.
 template <class T>
 class Schedule {
  public:
@@ -41,9 +41,9 @@ class Schedule {
     for (auto& worker : workers_) worker->take(samples);
   }
 
-  virtual void before(const Batch<T>&, int thread, int threads) = 0;
-  virtual void after(const Batch<T>&, int thread, int threads) = 0;
-  // The batch's loss, once thread 0 is through `after`.
+  virtual index stages() const = 0;
+  virtual void stage(index number, const Batch<T>&, int thread, int threads) = 0;
+  // The batch's loss, once thread 0 is through all stages.
   double loss(const Batch<T>& batch) const {
     return batch.scale * std::accumulate(losses_, losses_ + loss_blocks(batch.rows), 0.0);
   }
@@ -64,6 +64,7 @@ class Schedule {
   // One for all threads, or one for each, as the schedule has it.
   std::vector<std::unique_ptr<Worker<T>>> workers_;
 
+  Worker<T>& worker(int thread = 0) { return *workers_[size_t(thread)]; }
   T* scratch(int thread) { return scratch_ + thread * scratch_size<T>; }
 
   // Where the losses of rows from `row` on, a multiple of loss_rows, go.

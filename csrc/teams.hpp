@@ -160,8 +160,9 @@ class Pace {
 // goes on alone for a while.
 //
 // step(number, thread, active, barrier) runs on each of `active` threads, where barrier() waits for all of
-// them once inside the step; they meet at its end too where `barrier_after`. What steps compute must not depend on
-// `active`. join(thread) is called on a thread but the first when it begins a round. Denormals are flushed meanwhile.
+// them, once or more inside the step; they meet at its end too where `barrier_after`. What steps compute must not
+// depend on `active`. join(thread) is called on a thread but the first when it begins a round. Denormals are flushed
+// meanwhile.
 template <class Join, class Step>
 class Team {
  public:

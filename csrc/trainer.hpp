@@ -41,12 +41,15 @@ struct Parameters {
     for (size_t i = 0; i < slots.size(); i++) std::copy_n(whole.slots[i].at(begin), size, slots[i].data);
   }
 
-  // One step of the rule on [offset, offset + count).
+  // One step of the rule on [offset, offset + count), whose gradient is there or elsewhere.
   void update(const Rule<T>* rule, const double* numbers, index offset, index count) {
+    update(rule, numbers, offset, count, gradient.at(offset));
+  }
+  void update(const Rule<T>* rule, const double* numbers, index offset, index count, const T* g) {
     if (!rule) return;
     T* part[max_slots] = {};
     for (size_t i = 0; i < slots.size(); i++) part[i] = slots[i].at(offset);
-    rule->apply(count, values.at(offset), gradient.at(offset), part, numbers);
+    rule->apply(count, values.at(offset), g, part, numbers);
   }
 };
 
@@ -176,30 +179,48 @@ class Worker {
   // Layers `from` and above.
   void forward(size_t from, Rows rows, Parameters<T>& p, T* scratch) {
     for (size_t i = from; i < network_.layers.size(); i++) {
-      const Layer<T>& layer = network_.layers[i];
-      Gemm<T> product{rows.count,
-                      layer.outputs,
-                      layer.inputs,
-                      nullptr,
-                      0,
-                      p.values.at(layer.weights),
-                      0,
-                      p.values.at(layer.biases),
-                      0,
-                      sums_of(i, rows.at),
-                      layer.stride,
-                      scratch,
-                      true};
-      const bool by_rows = set_inputs(product, i, rows, 0);
-      if (layer.transposed) {
-        product.ldb = layer.panels.width;
-        network_.kernels->few_outputs(product);
-      } else {
-        product.panels = &layer.panels;
-        (by_rows ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
-      }
+      sums(i, rows, 0, network_.layers[i].outputs, p, scratch);
       activate(i, rows);
     }
+  }
+
+  // Of layer i, outputs [low, high) before the activation function; low at the beginning of a panel.
+  void sums(size_t i, Rows rows, index low, index high, Parameters<T>& p, T* scratch) {
+    const Layer<T>& layer = network_.layers[i];
+    const Panels panels{layer.panels.rows, layer.width - low, layer.panels.panel_width};
+    Gemm<T> product{rows.count,
+                    high - low,
+                    layer.inputs,
+                    nullptr,
+                    0,
+                    p.values.at(layer.weights) + low * layer.panels.rows,
+                    0,
+                    p.values.at(layer.biases) + low,
+                    0,
+                    sums_of(i, rows.at) + low,
+                    layer.stride,
+                    scratch,
+                    true};
+    const bool by_rows = set_inputs(product, i, rows, 0);
+    if (layer.transposed) {
+      product.ldb = layer.panels.width;
+      network_.kernels->few_outputs(product);
+    } else {
+      product.panels = &panels;
+      (by_rows ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
+    }
+  }
+
+  // The outputs of layer i from its sums.
+  void activate(size_t i, Rows rows) { activate(i, rows, 0, network_.layers[i].outputs); }
+  // Outputs [low, high) of an elementwise function.
+  void activate(size_t i, Rows rows, index low, index high) {
+    const Layer<T>& layer = network_.layers[i];
+    const T* const z = sums_of(i, rows.at) + low;
+    T* const a = a_[i] + rows.at * layer.stride + low;
+    in_columns(rows.count, high - low, layer.outputs, layer.stride, [&](index count, index stride, index offset) {
+      layer.activation->value(count, high - low, stride, z + offset, a + offset);
+    });
   }
 
   // The derivatives of the weighted losses, times scale, become the last layer's deltas; the sum of those losses in
@@ -247,29 +268,36 @@ class Worker {
 
   // The deltas of the hidden layers, from the last one down.
   void propagate(Rows rows, Parameters<T>& p, T* scratch) {
-    for (size_t i = network_.layers.size() - 1; i > 0; i--) {
-      const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
-      T* const d = d_[i - 1] + rows.at * below.stride;
-      const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + rows.at * below.stride;
-      const T* const weights = p.values.at(layer.weights);
-      const T* const ready = layer.transposed ? weights : transposed_.empty() ? nullptr : transposed_[i];
-      Gemm<T> product{rows.count,
-                      layer.inputs,
-                      layer.outputs,
-                      d_[i] + rows.at * layer.stride,
-                      layer.stride,
-                      ready ? ready : weights,
-                      below.width,
-                      nullptr,
-                      0,
-                      d,
-                      below.stride,
-                      scratch,
-                      true};
-      if (!ready) product.panels = &layer.panels;
-      (ready ? network_.kernels->gemm : network_.kernels->gemm_bt)(product);
-      below.activation->delta(rows.count, layer.inputs, below.stride, d, s, d);
-    }
+    for (size_t i = network_.layers.size() - 1; i > 0; i--)
+      propagate(i, rows, 0, network_.layers[i].inputs, p, scratch);
+  }
+
+  // The deltas of inputs [low, high) of layer i; low at the beginning of a vector.
+  void propagate(size_t i, Rows rows, index low, index high, Parameters<T>& p, T* scratch) {
+    const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
+    T* const d = d_[i - 1] + rows.at * below.stride + low;
+    const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + rows.at * below.stride + low;
+    const T* const weights = p.values.at(layer.weights);
+    const T* const ready = layer.transposed ? weights : transposed_.empty() ? nullptr : transposed_[i];
+    Gemm<T> product{rows.count,
+                    high - low,
+                    layer.outputs,
+                    d_[i] + rows.at * layer.stride,
+                    layer.stride,
+                    ready ? ready + low : weights,
+                    below.width,
+                    nullptr,
+                    0,
+                    d,
+                    below.stride,
+                    scratch,
+                    true};
+    if (!ready) product.panels = &layer.panels;
+    product.panel_row = low;
+    (ready ? network_.kernels->gemm : network_.kernels->gemm_bt)(product);
+    in_columns(rows.count, high - low, layer.inputs, below.stride, [&](index count, index stride, index offset) {
+      below.activation->delta(count, high - low, stride, d + offset, s + offset, d + offset);
+    });
   }
 
   // Rows [low, high) of the weights of layer i, as they lie, updated with their gradient over the batch.
@@ -278,8 +306,17 @@ class Worker {
     const Rows all = batch.all();
     if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
       return weight_product(i, low, high, all, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
+    if (batch.rule && !layer.transposed && batch.rows < 48) return update_panels(batch, i, low, high, p, scratch);
     weight_gradient(i, low, high, all, false, p.gradient, scratch);
     layer.for_rows(low, high, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
+  }
+
+  // The same, and maybe the biases of the layer.
+  void update(const Batch<T>& batch, size_t i, index low, index high, bool biases, Parameters<T>& p, T* scratch) {
+    update_weights(batch, i, low, high, p, scratch);
+    if (!biases) return;
+    bias_gradient(i, batch.all(), false, p.gradient);
+    p.update(batch.rule, batch.numbers, network_.layers[i].biases, network_.layers[i].width);
   }
 
   // Rows [low, high) of the gradient of the weights of layer i, over rows of samples; added to what is there, or not.
@@ -306,21 +343,56 @@ class Worker {
   }
 
  private:
+  // update_weights for few rows of samples. The gradient is little work then, and would be most of what moves through
+  // the caches; so one of some panels after another has the same place, and is used at once.
+  void update_panels(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
+    const Layer<T>& layer = network_.layers[i];
+    const index rows = high - low, panel_width = layer.panels.panel_width;
+    const index at_once = std::max<index>(packed_size<T> / 4 / std::max<index>(rows * panel_width, 1), 1) * panel_width;
+    T* const gradient = p.gradient.at(layer.weights) + low * layer.width;
+    Gemm<T> product = inputs_by_deltas(i, low, high, batch.all(), scratch);
+    const T* const deltas = product.b;
+    for (index first = 0; first < layer.width; first += at_once) {
+      const Panels panels{rows, std::min(at_once, layer.width - first), panel_width};
+      product.columns = std::min(at_once, layer.outputs - first);
+      product.b = deltas + first;
+      product.c = gradient;
+      product.panels = &panels;
+      multiply_transposed(product);
+      for (index panel = 0; panel < panels.count(); panel++)
+        p.update(batch.rule, batch.numbers, layer.weights + layer.panels.begin(first / panel_width + panel, low),
+                 rows * panels.width_of(panel), gradient + panels.begin(panel, 0));
+    }
+  }
+
   // Rows [low, high) of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas; of c^T
   // where the weights are transposed.
   void weight_product(size_t i, index low, index high, Rows rows, const T* start, T* c, const double* rate,
                       T* scratch) {
     const Layer<T>& layer = network_.layers[i];
     if (layer.transposed) return transposed_weight_product(i, low, high, rows, start, c, rate);
-    Gemm<T> product{high - low,   layer.outputs, rows.count, nullptr, 0, d_[i] + rows.at * layer.stride,
-                    layer.stride, start,         0,          c,       0, scratch,
-                    true};
+    Gemm<T> product = inputs_by_deltas(i, low, high, rows, scratch);
+    product.start = start;
+    product.c = c;
     product.panels = &layer.panels;
     product.panel_row = low;
     product.descends = rate != nullptr;
     product.rate = rate ? T(*rate) : T(0);
-    const bool by_rows = set_inputs(product, i, rows, low);
-    (by_rows ? network_.kernels->gemm_at_rows : network_.kernels->gemm_at)(product);
+    multiply_transposed(product);
+  }
+
+  // What rows [low, high) of inputs^T deltas of layer i are computed from; where they go is left open.
+  Gemm<T> inputs_by_deltas(size_t i, index low, index high, Rows rows, T* scratch) const {
+    const Layer<T>& layer = network_.layers[i];
+    Gemm<T> product{high - low,   layer.outputs, rows.count, nullptr, 0, d_[i] + rows.at * layer.stride,
+                    layer.stride, nullptr,       0,          nullptr, 0, scratch,
+                    true};
+    set_inputs(product, i, rows, low);
+    return product;
+  }
+
+  void multiply_transposed(const Gemm<T>& product) const {
+    (product.a_rows ? network_.kernels->gemm_at_rows : network_.kernels->gemm_at)(product);
   }
 
   void transposed_weight_product(size_t i, index low, index high, Rows rows, const T* start, T* c, const double* rate) {
@@ -359,10 +431,12 @@ class Worker {
     return (layer.slope_from_input ? z_ : a_)[i] + at * layer.stride;
   }
 
-  void activate(size_t i, Rows rows) {
-    const Layer<T>& layer = network_.layers[i];
-    layer.activation->value(rows.count, layer.outputs, layer.stride, sums_of(i, rows.at),
-                            a_[i] + rows.at * layer.stride);
+  // f(rows, stride, offset) on `columns` of rows: all at once, or if there are more of them row by row, since these
+  // may be another thread's.
+  template <class F>
+  static void in_columns(index rows, index columns, index all, index stride, F f) {
+    if (columns == all) return f(rows, stride, 0);
+    for (index r = 0; r < rows; r++) f(1, columns, r * stride);
   }
 
   // The inputs of layer i from number `low` on: the outputs of the layer below, or the samples. Whether as a_rows.

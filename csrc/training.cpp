@@ -46,16 +46,17 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, const Rule<T>* rule
   const index count = (samples.count + batch - 1) / batch;
   double total = 0, total_weights = 0;
   const auto join = [&](int thread) { schedule.join(thread); };
-  const auto step = [&](index number, int thread, int active, auto barrier) {
-    const index first = number * batch, rows = std::min(batch, samples.count - first);
+  const auto step = [&](index at, int thread, int active, auto barrier) {
+    const index first = at * batch, rows = std::min(batch, samples.count - first);
     const double weight = total_weight(samples, first, rows);
     // The scale is that of batch_scale in backends/plan.py.
-    const Batch<T> now{number, first,
-                       rows,   weight != 0 ? 1 / (weight * outputs) : 0.0,
-                       rule,   rule ? numbers + number * rule->numbers : nullptr};
-    schedule.before(now, thread, active);
-    barrier();
-    schedule.after(now, thread, active);
+    const Batch<T> now{at,   first,
+                       rows, weight != 0 ? 1 / (weight * outputs) : 0.0,
+                       rule, rule ? numbers + at * rule->numbers : nullptr};
+    for (index number = 0; number < schedule.stages(); number++) {
+      if (number) barrier();
+      schedule.stage(number, now, thread, active);
+    }
     if (thread) return;
     total += weight * schedule.loss(now);
     total_weights += weight;
