@@ -33,7 +33,7 @@ lint: $(STAMP)-lint  ## check style, types and spelling
 bench:  ## time everything beside the peers (20 to 30 minutes); QUICK=1: about 5; AVX2=1: without AVX-512; NAME=... names the results
 	@$(MAKE) --no-print-directory VENV=.venv-bench SCRIPT=run.py measure
 
-sweep:  ## time the kernels on a grid of shapes, beside NumPy and PyTorch (7 minutes); AVX2=1, NAME=... as above
+sweep:  ## time kernels on a grid of shapes, and training of many networks (15 minutes); AVX2=1, NAME=... as above
 	@$(MAKE) --no-print-directory VENV=.venv-bench SCRIPT=sweep.py measure
 
 claims: $(STAMP)-test  ## time what bench does not show: threads, neighbours, dtypes; NAME=... names the results

@@ -6,10 +6,11 @@ Training workloads stand in ``pyfastnn.bench``, which users have installed; the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product, starmap
 
-from pyfastnn.bench import WORKLOADS, Workload
+from pyfastnn.bench import WORKLOADS, Adam, Workload
 
 FLOAT32 = 4  # bytes
 
@@ -33,6 +34,22 @@ SHAPES = (
 # Of the sweep, all combinations that are not too large.
 _ROWS, _INPUTS, _OUTPUTS = (1, 3, 10, 32, 100, 512, 3000), (3, 16, 50, 200, 784, 2000), (1, 4, 30, 128, 500)
 GRID = tuple(shape for shape in product(_ROWS, _INPUTS, _OUTPUTS) if math.prod(shape) < 1e9)
+_NETWORKS = (
+    (2, 3, 1),
+    (8, 16, 1),
+    (20, 50, 1000),
+    (784, 10),
+    (3000, 32, 2),
+    (8, 4096, 1),
+    (16, 64, 64, 1),
+    (64, 256, 256, 8),
+    (100, 1000, 100),
+    (784, 512, 512, 10),
+    (1024, 1024, 1024),
+    (256, 256, 256, 256, 10),
+    (32,) * 9,
+)
+SWEPT_BATCHES = (1, 8, 32, 256)
 KERNELS = ("dense_forward", "sigmoid_delta", "dense_backward")
 DTYPES = ("float32", "float64")
 
@@ -40,6 +57,22 @@ INFERENCE = tuple(WORKLOADS[name] for name in ("control", "lecture"))
 BATCHES = (1, 32, 1024, 65_536)
 PERCENTILES = (50, 90, 99)  # of the latency at batch 1
 QUIET = 10  # percentile of the calls of a round that neighbours of the machine have hardly disturbed
+
+
+def name_of(sizes: Sequence[int], batch: int) -> str:
+    """Of a network of the sweep."""
+    return f"{'-'.join(map(str, sizes))} at {batch}"
+
+
+def _swept(sizes: tuple[int, ...], batch: int) -> Workload:
+    """Few steps where they are long; many enough for the overhead of a fit to be small."""
+    operations = 6 * batch * sum(k * m for k, m in pairwise(sizes))
+    steps = min(max(int(2e9 / operations), 10), 50)
+    kind = ("relu", "softmax", "cross_entropy") if sizes[-1] == 10 else ("tanh", "identity", "mse")
+    return Workload(name_of(sizes, batch), sizes, *kind, Adam(1e-3), batch, batch * steps)
+
+
+NETWORKS = {each.name: each for each in starmap(_swept, product(_NETWORKS, SWEPT_BATCHES))}
 
 
 @dataclass(frozen=True)

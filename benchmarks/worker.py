@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from cases import PERCENTILES
+from cases import NETWORKS, PERCENTILES
 from kernels import Shape, flat, prepared
 from peers import entries, predictor
 from threadpoolctl import threadpool_info
@@ -42,7 +42,8 @@ class Worker:
     def open(self, case: str) -> dict[str, str]:
         """Get ready for a workload; says by which variant, and with which loss."""
         if case not in self._open:
-            self._open[case] = prepare(self._entry.kind, WORKLOADS[case], self._threads, self._entry.variants)
+            workload = (WORKLOADS | NETWORKS)[case]
+            self._open[case] = prepare(self._entry.kind, workload, self._threads, self._entry.variants)
         contender = self._open[case]
         return {"variant": contender.variant, "loss": contender.workload.loss}
 

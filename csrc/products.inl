@@ -43,7 +43,7 @@ INLINE bool pays_to_pack(const Gemm<T>& g) {
   if (meet<T>(g.ldb, 4096)) return g.rows > tallest<A, 2> && g.depth >= 8;
   if (g.depth < 24) return false;
   const bool by_rows = depth_in_place(g) < g.depth;
-  return g.rows >= (by_rows || !meet<T>(g.ldb, 256) ? 96 : g.depth > 512 ? 24 : 48);
+  return g.rows >= (by_rows || !meet<T>(g.ldb, 256) ? 96 : g.depth > 512 || meet<T>(g.ldb, 2048) ? 24 : 48);
 }
 
 // One row against the V vectors of columns from column n on, the last one maybe in part: they hide the latency of each
