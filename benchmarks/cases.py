@@ -65,9 +65,9 @@ def name_of(sizes: Sequence[int], batch: int) -> str:
 
 
 def _swept(sizes: tuple[int, ...], batch: int) -> Workload:
-    """Few steps where they are long; many enough for the overhead of a fit to be small."""
+    """Few steps where they are long; of small networks so many that a fit's overhead is small beside them."""
     operations = 6 * batch * sum(k * m for k, m in pairwise(sizes))
-    steps = min(max(int(2e9 / operations), 10), 50)
+    steps = min(max(int(1e8 / operations), 20), 500)
     kind = ("relu", "softmax", "cross_entropy") if sizes[-1] == 10 else ("tanh", "identity", "mse")
     return Workload(name_of(sizes, batch), sizes, *kind, Adam(1e-3), batch, batch * steps)
 

@@ -17,7 +17,7 @@ import numpy as np
 from arena import children
 from cases import GRID, KERNELS, NETWORKS, SWEPT_BATCHES, name_of
 from peers import entries
-from report import losses, table
+from report import losses, ratio_text, seconds_text, table
 from run import Run, Settings, say, set_up
 from summary import Results
 from threadpoolctl import threadpool_limits
@@ -82,11 +82,6 @@ def summary(results: Results, family: str, threads: int) -> Iterator[str]:
     yield ""
 
 
-def microseconds(seconds: float) -> str:
-    value = 1e6 * seconds
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def networks(results: Results, threads: int) -> Iterator[str]:
     """Our microseconds for a step, and the smallest of the ratios."""
     ours, *others = results.contenders("training", threads)
@@ -96,9 +91,8 @@ def networks(results: Results, threads: int) -> Iterator[str]:
         found = [(ratio.value, name) for name, ratio in ratios.items() if ratio]
         if not found:
             return ""
-        value, name = min(found)
-        seconds = results.records["training", case, threads, ours].seconds
-        return f"{microseconds(seconds)} us; {name} {value:.2g}"
+        seconds, (_, name) = results.records["training", case, threads, ours].seconds, min(found)
+        return f"{seconds_text(seconds)} us; {name} {ratio_text(ratios[name])}"
 
     rows = (
         ["-".join(map(str, sizes)), *(field(name_of(sizes, batch)) for batch in SWEPT_BATCHES)]
@@ -112,8 +106,9 @@ def sections(results: Results, name: str) -> Iterator[str]:
     yield f"# Sweep: {name}"
     yield ""
     yield (
-        "Kernels on a grid of shapes, batch x inputs x outputs, float32. A ratio says how many times as long "
-        f"the other takes as pyfastnn's {results.ours} backend, in the same run: above 1 pyfastnn is faster. "
+        "Kernels on a grid of shapes, batch x inputs x outputs, and training of networks, all in float32. "
+        "A ratio says how many times as long the other takes as pyfastnn's "
+        f"{results.ours} backend, in the same run: above 1 pyfastnn is faster. "
         "Who is faster is counted where that is not noise. How it is measured: [the method](../../README.md)."
     )
     yield ""

@@ -1,5 +1,5 @@
-// The five training schedules, chosen by the shape of the network and the batch, never by the threads,
-// so that the same seed gives the same bits on any number of them.
+// The five training schedules, chosen by the shape of the network and the batch. The threads only decide between two
+// that compute the same sums, so that the same seed gives the same bits on any number of them.
 #include "schedules.hpp"
 
 namespace pyfastnn {
@@ -123,14 +123,15 @@ class RowsThenWeights final : public ByRows<T> {
   }
 };
 
-// Layer by layer (few rows, many weights). Rows, then weights, has too few rows to split, and each thread reads all
-// weights. Here the threads split every layer: its outputs forward; backward its inputs, whose weights each then
-// updates, as it has just read them. They compute the same sums.
+// Layer by layer (few rows, many weights). Rows, then weights, has too few blocks of rows for all threads. Here the
+// threads split every layer: its outputs forward; backward its inputs, whose weights each then updates, as it has just
+// read them. Both compute the same sums.
 template <class T>
 class LayerByLayer final : public Schedule<T> {
  public:
   static bool suits(const Task<T>& task) {
-    return task.network.compact_size * index(sizeof(T)) >= 256 * 1024 && task.batch <= 64;
+    return loss_blocks(task.batch) < task.threads && task.batch <= 64 && task.network.layers.size() > 1 &&
+           task.network.compact_size * index(sizeof(T)) >= 256 * 1024;
   }
 
   LayerByLayer(const Task<T>& task, Arena& arena) : Schedule<T>(task, arena) {
@@ -175,15 +176,14 @@ class LayerByLayer final : public Schedule<T> {
     const index low = inputs_begin(layers[i], thread, threads), high = inputs_begin(layers[i], thread + 1, threads);
     if (i && low < high) this->worker().propagate(i, batch.all(), low, high, this->parameters, this->scratch(thread));
     if (!layers[i].transposed) update(i, batch, low, high, thread, threads);
-    // Of transposed weights others may still read what would be this thread's.
-    for (size_t j = 1; !i && j < layers.size(); j++) {
-      const index rows = layers[j].panels.rows;
-      if (layers[j].transposed)
-        update(j, batch, share_begin(rows, thread, threads), share_begin(rows, thread + 1, threads), thread, threads);
+    // Of transposed weights every thread reads all rows: they wait for the next stage.
+    if (i + 1 < layers.size() && layers[i + 1].transposed) {
+      const index rows = layers[i + 1].panels.rows;
+      update(i + 1, batch, share_begin(rows, thread, threads), share_begin(rows, thread + 1, threads), thread, threads);
     }
   }
 
-  // Whole cache lines of the deltas.
+  // Whole vectors of any instruction set, which neighbours write.
   static index inputs_begin(const Layer<T>& layer, int thread, int threads) {
     constexpr index line = 64 / sizeof(T);
     return std::min(layer.inputs, share_begin((layer.inputs + line - 1) / line, thread, threads) * line);

@@ -306,7 +306,7 @@ class Worker {
     const Rows all = batch.all();
     if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
       return weight_product(i, low, high, all, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
-    if (batch.rule && !layer.transposed && batch.rows < 48) return update_panels(batch, i, low, high, p, scratch);
+    if (batch.rule && !layer.transposed && batch.rows < few_rows) return update_panels(batch, i, low, high, p, scratch);
     weight_gradient(i, low, high, all, false, p.gradient, scratch);
     layer.for_rows(low, high, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
   }
@@ -343,6 +343,9 @@ class Worker {
   }
 
  private:
+  // Of samples: from here on a product of inputs and deltas packs the former, once for all columns.
+  static constexpr index few_rows = 48;
+
   // update_weights for few rows of samples. The gradient is little work then, and would be most of what moves through
   // the caches; so one of some panels after another has the same place, and is used at once.
   void update_panels(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
@@ -431,7 +434,7 @@ class Worker {
     return (layer.slope_from_input ? z_ : a_)[i] + at * layer.stride;
   }
 
-  // f(rows, stride, offset) on `columns` of rows: all at once, or if there are more of them row by row, since these
+  // f(rows, stride, offset) on `columns` of rows: all at once if there are no more, else row by row, since the others
   // may be another thread's.
   template <class F>
   static void in_columns(index rows, index columns, index all, index stride, F f) {

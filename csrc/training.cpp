@@ -13,10 +13,10 @@ double total_weight(const Samples<T>& samples, index first, index rows) {
   return total;
 }
 
-// Multiply-adds of a step, in numbers of four bytes.
+// Multiply-adds of a step, in numbers of four bytes. To update a parameter counts as eight, and eight for each slot.
 template <class T>
-double step_work(const Network<T>& network, index batch) {
-  return 3.0 * double(batch) * double(network.compact_size) * sizeof(T) / 4;
+double step_work(const Network<T>& network, index batch, index slots) {
+  return (3.0 * double(batch) + passage(double(1 + slots))) * double(network.compact_size) * sizeof(T) / 4;
 }
 
 // Below, a team may be slower than one thread: some 50 us.
@@ -24,8 +24,8 @@ constexpr double doubtful_work = 5e6;
 
 // Threads that pay: a step shorter than some microseconds a thread is all waiting.
 template <class T>
-int team_size(const Network<T>& network, index batch, double steps) {
-  const double step = step_work(network, batch);
+int team_size(const Network<T>& network, index batch, index slots, double steps) {
+  const double step = step_work(network, batch, slots);
   return std::clamp(int(std::min(step / 1.5e5, 1e6)), 1, threads_for<T>(step * steps, epoch_cost));
 }
 
@@ -63,12 +63,12 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, const Rule<T>* rule
   };
   threads::Team team(schedule.barrier_after(), join, step);
   schedule.start();
-  const bool doubtful = threads > 1 && step_work(network, batch) < doubtful_work;
+  const double work = step_work(network, batch, schedule.task.slots);
+  const bool doubtful = threads > 1 && work < doubtful_work;
   for (index first = 0; first < count;) {
     const threads::Pace::Turn turn = doubtful ? schedule.pace.next(count - first) : threads::Pace::Turn{true, count};
     const auto start = threads::Clock::now();
-    team.run(turn.team ? threads : 1, first, first + turn.steps,
-             patience(step_work(network, batch) * double(turn.steps)));
+    team.run(turn.team ? threads : 1, first, first + turn.steps, patience(work * double(turn.steps)));
     if (doubtful) schedule.pace.took(turn, std::chrono::duration<double>(threads::Clock::now() - start).count());
     first += turn.steps;
   }
@@ -106,7 +106,7 @@ std::unique_ptr<Schedule<T>> schedule_from(Spare<T>& spare, const Task<T>& task)
 template <class T>
 double loss_and_gradient(const Network<T>& network, Spare<T>& spare, const T* params, const Samples<T>& samples,
                          T* gradient) {
-  const Task<T> task{network, samples.count, team_size(network, samples.count, 1), 0, Gathered(samples)};
+  const Task<T> task{network, samples.count, team_size(network, samples.count, 0, 1), 0, Gathered(samples)};
   auto schedule = schedule_from<T>(spare, task);
   schedule->begin(samples);
   network.pad(params, schedule->parameters.values.data);
@@ -130,7 +130,7 @@ Training<T>::~Training() {
 
 template <class T>
 double Training<T>::epoch(const Samples<T>& samples, const double* numbers) {
-  const int threads = team_size(network_, batch_, double(samples.count) / double(batch_));
+  const int threads = team_size(network_, batch_, rule_.slots, double(samples.count) / double(batch_));
   const Task<T> task{network_, batch_, threads, rule_.slots, Gathered(samples)};
   if (!schedule_ || !schedule_->suits(task)) {
     pull();
