@@ -125,7 +125,7 @@ class RowsThenWeights final : public ByRows<T> {
 
 // Layer by layer (few rows, many weights). Rows, then weights, has too few blocks of rows for all threads. Here the
 // threads split every layer: its outputs forward; backward its inputs, whose weights each then updates, as it has just
-// read them. Both compute the same sums.
+// read them. The sums are the same in both schedules.
 template <class T>
 class LayerByLayer final : public Schedule<T> {
  public:
@@ -168,7 +168,7 @@ class LayerByLayer final : public Schedule<T> {
     const index low = begin(thread), high = begin(thread + 1);
     if (low == high) return;
     this->worker().sums(i, batch.all(), low, high, this->parameters, this->scratch(thread));
-    if (i + 1 < this->task.network.layers.size()) this->worker().activate(i, batch.all(), low, high);
+    if (index(i) + 1 < count()) this->worker().activate(i, batch.all(), low, high);
   }
 
   void backward(size_t i, const Batch<T>& batch, int thread, int threads) {
@@ -183,7 +183,7 @@ class LayerByLayer final : public Schedule<T> {
     }
   }
 
-  // Whole vectors of any instruction set, which neighbours write.
+  // In whole vectors of any instruction set: each thread writes whole ones, and none of its neighbour's.
   static index inputs_begin(const Layer<T>& layer, int thread, int threads) {
     constexpr index line = 64 / sizeof(T);
     return std::min(layer.inputs, share_begin((layer.inputs + line - 1) / line, thread, threads) * line);
