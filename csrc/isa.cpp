@@ -44,6 +44,7 @@ constexpr KernelTable<T> make_table() {
           gather<T>,
           lanes<T>,
           add_rows<T>,
+          add_terms<T>,
           activations<T>,
           int(sizeof activations<T> / sizeof *activations<T>),
           losses<T>,

@@ -126,6 +126,12 @@ struct Rule {
   void (*apply)(index count, T* w, const T* g, T* const* slots, const double* numbers);
 };
 
+// A matrix, or the sum of two, if there is another.
+template <class T>
+struct Term {
+  const T *one, *another;
+};
+
 template <class T>
 struct KernelTable {
   void (*gemm)(const Gemm<T>&);
@@ -153,6 +159,8 @@ struct KernelTable {
   index lanes;
   // sums (columns) += the rows of x.
   void (*add_rows)(index rows, index columns, index stride, const T* x, T* sums);
+  // c (rows, columns) = the row start, plus each term in turn, of which one row follows the other. Columns fill vectors.
+  void (*add_terms)(index rows, index columns, const T* start, index count, const Term<T>* terms, T* c, index ldc);
 
   const Activation<T>* activations;
   int activation_count;

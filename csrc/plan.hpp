@@ -2,6 +2,7 @@
 // padded to whole vectors, so that hardly a kernel meets an edge or packs what it multiplies by.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <variant>
@@ -10,6 +11,11 @@
 #include "kernels.hpp"
 
 namespace pyfastnn {
+
+// Rows [low, high) and columns [first, end) of weights as they lie.
+struct Block {
+  index low, high, first, end;
+};
 
 template <class T>
 struct Layer {
@@ -22,11 +28,27 @@ struct Layer {
   const Activation<T>* activation;
   bool slope_from_input;
 
-  // f(offset, count) of rows [low, high) of the padded weights, panel by panel.
+  // All weights; rows [low, high) as they lie; inputs [low, high); outputs [low, high) of weights that are not
+  // transposed, low at the beginning of a panel.
+  Block all() const { return rows(0, panels.rows); }
+  Block rows(index low, index high) const { return {low, high, 0, panels.width}; }
+  Block of_inputs(index low, index high) const { return transposed ? columns(low, high) : rows(low, high); }
+  Block columns(index low, index high) const {
+    return {0, panels.rows, low, high < (transposed ? inputs : outputs) ? high : panels.width};
+  }
+
+  // f(offset, count) of pieces of the padded weights.
   template <class F>
-  void for_rows(index low, index high, F f) const {
-    for (index panel = 0; panel < panels.count(); panel++)
-      f(weights + panels.begin(panel, low), (high - low) * panels.width_of(panel));
+  void for_pieces(Block block, F f) const {
+    const index W = panels.panel_width;
+    for (index panel = block.first / W; panel * W < block.end; panel++) {
+      const index width = panels.width_of(panel), from = std::max<index>(block.first - panel * W, 0),
+                  to = std::min(block.end - panel * W, width);
+      if (to - from == width)
+        f(weights + panels.begin(panel, block.low), (block.high - block.low) * width);
+      else
+        for (index row = block.low; row < block.high; row++) f(weights + panels.begin(panel, row) + from, to - from);
+    }
   }
 };
 

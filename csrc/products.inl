@@ -410,3 +410,18 @@ void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
   const index whole_rows = rows > 1 ? rows - (L - rest + stride - 1) / stride : 0;
   store_part<T>(sums + j, total(j, whole_rows, [&](const T* p) { return load_part<T>(p, rest); }), rest);
 }
+
+template <class T>
+void add_terms(index rows, index columns, const T* start, index count, const Term<T>* terms, T* c, index ldc) {
+  for (index r = 0; r < rows; r++, c += ldc) {
+    for (index j = 0; j < columns; j += lanes<T>) {
+      const index at = r * columns + j;
+      Vec<T> sum = load<T>(start + j);
+      for (index i = 0; i < count; i++) {
+        const Vec<T> term = load<T>(terms[i].one + at);
+        sum += terms[i].another ? term + load<T>(terms[i].another + at) : term;
+      }
+      store<T>(c + j, sum);
+    }
+  }
+}

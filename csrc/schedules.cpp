@@ -93,7 +93,7 @@ class ByRows : public Halves<T> {
       this->worker().gather(tile);
       this->worker().forward(0, tile, this->parameters, this->scratch(thread));
       this->worker().output_delta(tile, batch.scale, this->losses_of(tile.at));
-      this->worker().propagate(tile, this->parameters, this->scratch(thread));
+      this->worker().propagate(0, tile, this->parameters, this->scratch(thread));
     }
   }
 
@@ -116,9 +116,7 @@ class RowsThenWeights final : public ByRows<T> {
 
   void after(const Batch<T>& batch, int thread, int threads) override {
     for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-      const index rows = this->task.network.layers[i].panels.rows;
-      this->worker().update(batch, i, share_begin(rows, thread, threads), share_begin(rows, thread + 1, threads),
-                            int(i) % threads == thread, this->parameters, this->scratch(thread));
+      this->update(batch, i, this->share_of_rows(i, thread, threads), thread, threads);
     }
   }
 };
@@ -175,22 +173,16 @@ class LayerByLayer final : public Schedule<T> {
     const auto& layers = this->task.network.layers;
     const index low = inputs_begin(layers[i], thread, threads), high = inputs_begin(layers[i], thread + 1, threads);
     if (i && low < high) this->worker().propagate(i, batch.all(), low, high, this->parameters, this->scratch(thread));
-    if (!layers[i].transposed) update(i, batch, low, high, thread, threads);
+    if (!layers[i].transposed) this->update(batch, i, layers[i].rows(low, high), thread, threads);
     // Of transposed weights every thread reads all rows: they wait for the next stage.
-    if (i + 1 < layers.size() && layers[i + 1].transposed) {
-      const index rows = layers[i + 1].panels.rows;
-      update(i + 1, batch, share_begin(rows, thread, threads), share_begin(rows, thread + 1, threads), thread, threads);
-    }
+    if (i + 1 < layers.size() && layers[i + 1].transposed)
+      this->update(batch, i + 1, this->share_of_rows(i + 1, thread, threads), thread, threads);
   }
 
   // In whole vectors of any instruction set: each thread writes whole ones, and none of its neighbour's.
   static index inputs_begin(const Layer<T>& layer, int thread, int threads) {
     constexpr index line = 64 / sizeof(T);
     return std::min(layer.inputs, share_begin((layer.inputs + line - 1) / line, thread, threads) * line);
-  }
-
-  void update(size_t i, const Batch<T>& batch, index low, index high, int thread, int threads) {
-    this->worker().update(batch, i, low, high, int(i) % threads == thread, this->parameters, this->scratch(thread));
   }
 };
 
@@ -219,7 +211,7 @@ class Parts final : public ByRows<T> {
     for (index part = share_begin(parts(), thread, threads); part < end; part++) {
       this->forward_and_back(batch, rows_of(batch, part, parts()), thread);
       for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-        weight_gradient(batch, i, 0, this->task.network.layers[i].panels.rows, part, own_pairs(threads), thread);
+        weight_gradient(batch, i, this->task.network.layers[i].all(), part, own_pairs(threads), thread);
         bias_gradient(batch, i, part, own_pairs(threads));
       }
     }
@@ -230,10 +222,9 @@ class Parts final : public ByRows<T> {
     const auto update = [&](index offset, index size) { gradients_.update(batch, parts(), 2, offset, size); };
     for (size_t i = 0; i < this->task.network.layers.size(); i++) {
       const Layer<T>& layer = this->task.network.layers[i];
-      const index low = share_begin(layer.panels.rows, thread, threads),
-                  high = share_begin(layer.panels.rows, thread + 1, threads);
-      for (index part = 0; part < parts(); part++) weight_gradient(batch, i, low, high, part, true, thread);
-      layer.for_rows(low, high, update);
+      const Block block = this->share_of_rows(i, thread, threads);
+      for (index part = 0; part < parts(); part++) weight_gradient(batch, i, block, part, true, thread);
+      layer.for_pieces(block, update);
       if (int(i) % threads != thread) continue;
       for (index part = 0; part < parts(); part++) bias_gradient(batch, i, part, true);
       update(layer.biases, layer.width);
@@ -254,16 +245,16 @@ class Parts final : public ByRows<T> {
   bool own_parts(int threads) const { return parts() % threads == 0; }
   bool own_pairs(int threads) const { return parts() > threads; }
 
-  // Rows [low, high) of the weights of layer i; with `pairs`, that of an odd part goes to the part before it.
-  void weight_gradient(const Batch<T>& batch, size_t i, index low, index high, index part, bool pairs, int thread) {
+  // Of a block of the weights of layer i; with `pairs`, that of an odd part goes to the part before it.
+  void weight_gradient(const Batch<T>& batch, size_t i, Block block, index part, bool pairs, int thread) {
     const Rows rows = rows_of(batch, part, parts());
     const bool odd = pairs && part % 2;
     if (odd && rows.count <= max_depth)
-      return this->worker().add_weight_gradient(i, low, high, rows, gradients_.of(part - 1), this->scratch(thread));
-    this->worker().weight_gradient(i, low, high, rows, false, gradients_.of(part), this->scratch(thread));
+      return this->worker().add_weight_gradient(i, block, rows, gradients_.of(part - 1), this->scratch(thread));
+    this->worker().weight_gradient(i, block, rows, false, gradients_.of(part), this->scratch(thread));
     if (odd)
-      this->task.network.layers[i].for_rows(
-          low, high, [&](index offset, index size) { gradients_.add(part, part - 1, offset, size); });
+      this->task.network.layers[i].for_pieces(
+          block, [&](index offset, index size) { gradients_.add(part, part - 1, offset, size); });
   }
 
   void bias_gradient(const Batch<T>& batch, size_t i, index part, bool pairs) {
@@ -306,10 +297,9 @@ class Tiles96 final : public Halves<T> {
         worker.gather(rows);
         worker.forward(0, rows, this->parameters, scratch);
         worker.output_delta(rows, batch.scale, this->losses_of(at));
-        worker.propagate(rows, this->parameters, scratch);
+        worker.propagate(0, rows, this->parameters, scratch);
         for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-          worker.weight_gradient(i, 0, this->task.network.layers[i].panels.rows, rows, add, gradients_.of(slot),
-                                 scratch);
+          worker.weight_gradient(i, this->task.network.layers[i].all(), rows, add, gradients_.of(slot), scratch);
           worker.bias_gradient(i, rows, add, gradients_.of(slot));
         }
       }
@@ -330,28 +320,28 @@ class Tiles96 final : public Halves<T> {
   threads::Claims claims_;
 };
 
-// Inputs, then a replicated tail (many inputs, everything above small). Each thread owns parts of the
-// inputs, of a size that the shape fixes: their sums towards the first layer, and afterwards their
-// weights. The sums, added in pairs, are exchanged; what follows is computed by every thread for itself. Weights of the
-// first layer never cross from one core to another, and a step has one barrier.
+// A split layer, then a replicated tail (all above it small). Threads own inputs of one layer, in parts that the shape
+// fixes: their sums towards it, and afterwards their weights. The sums, added in pairs, are exchanged; what follows is
+// computed by every thread for itself. A first layer of many inputs is split; or, with few rows, the second one, whose
+// inputs are the outputs of the first: these belong to the same threads, with their weights. So weights below the tail
+// never cross from one core to another, and a step has one barrier.
 template <class T>
-class InputsThenTail final : public Halves<T> {
+class SplitThenTail final : public Halves<T> {
  public:
-  static bool suits(const Task<T>& task) {
-    const auto& layers = task.network.layers;
-    const index first = layers[0].inputs * layers[0].outputs, tail = task.network.compact_size - first;
-    return layers.size() > 1 && layers[0].inputs >= 2 * part_inputs && task.batch <= max_tile_rows &&
-           first >= 16 * tail;
-  }
+  static bool suits(const Task<T>& task) { return split_first(task) || split_second(task); }
 
-  InputsThenTail(const Task<T>& task, Arena& arena)
+  SplitThenTail(const Task<T>& task, Arena& arena)
       : Halves<T>(task, arena),
-        parts_(std::min<index>(task.network.layers[0].inputs / part_inputs, 16)),
-        sums_stride_(task.batch * task.network.layers[0].width),
+        split_(split_second(task) ? 1 : 0),
+        inputs_(task.network.layers[split_].inputs),
+        unit_(split_ ? (inputs_ >= 128 ? 2 : 1) * part_outputs : 1),
+        units_((inputs_ + unit_ - 1) / unit_),
+        parts_(std::min<index>(split_ ? units_ : inputs_ / part_inputs, most_parts)),
+        sums_stride_(task.batch * task.network.layers[split_].width),
         sums_{arena.take<T>(parts_ * sums_stride_), arena.take<T>(parts_ * sums_stride_)} {
     for (int i = 0; i < task.threads; i++) {
       this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
-      tails_.emplace_back(task.network.layers[0].biases, task.network.padded_size, task.slots, arena);
+      tails_.emplace_back(task.network.layers[split_].biases, task.network.padded_size, task.slots, arena);
     }
   }
 
@@ -362,11 +352,15 @@ class InputsThenTail final : public Halves<T> {
   void before(const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = this->worker(thread);
     worker.gather(batch.all());
-    const index end = share_begin(parts_, thread + 1, threads);
-    for (index part = share_begin(parts_, thread, threads); part < end; part++) {
+    const index own = share_begin(parts_, thread, threads), end = share_begin(parts_, thread + 1, threads);
+    if (split_ && own < end) {
+      worker.sums(0, batch.all(), begin(own), begin(end), this->parameters, this->scratch(thread));
+      worker.activate(0, batch.all(), begin(own), begin(end));
+    }
+    for (index part = own; part < end; part++) {
       const bool add = adds(part, threads);
-      worker.first_sums(batch.all(), begin(part), begin(part + 1), this->parameters, add,
-                        sums(batch) + (part - add) * sums_stride_, this->scratch(thread));
+      worker.part_of_sums(split_, batch.all(), begin(part), begin(part + 1), this->parameters, add,
+                          sums(batch) + (part - add) * sums_stride_, this->scratch(thread));
     }
   }
 
@@ -374,21 +368,34 @@ class InputsThenTail final : public Halves<T> {
     Worker<T>& worker = this->worker(thread);
     Parameters<T>& tail = tails_[size_t(thread)];
     T* const scratch = this->scratch(thread);
-    const auto is_added = [&](index part) { return adds(part + 1, threads); };
-    worker.first_layer(batch.all(), parts_, sums(batch), sums_stride_, is_added, tail);
-    worker.forward(1, batch.all(), tail, scratch);
-    double same_losses[loss_blocks(max_tile_rows)];  // as thread 0 has them
-    worker.output_delta(batch.all(), batch.scale, thread ? same_losses : this->losses_of(0));
-    worker.propagate(batch.all(), tail, scratch);
+    const Rows all = batch.all();
     const auto& layers = this->task.network.layers;
-    for (size_t i = 0; i < layers.size(); i++) {
-      if (i) worker.weight_gradient(i, 0, layers[i].panels.rows, batch.all(), false, tail.gradient, scratch);
-      worker.bias_gradient(i, batch.all(), false, tail.gradient);
+    Term<T> terms[most_parts / 2];
+    for (index part = 0; part < parts_; part += 2) {
+      const T* const one = sums(batch) + part * sums_stride_;
+      const bool single = part + 1 == parts_ || adds(part + 1, threads);
+      terms[part / 2] = {one, single ? nullptr : one + sums_stride_};
+    }
+    worker.add_up(split_, all, (parts_ + 1) / 2, terms, tail);
+    worker.forward(split_ + 1, all, tail, scratch);
+    double same_losses[loss_blocks(max_tile_rows)];  // as thread 0 has them
+    worker.output_delta(all, batch.scale, thread ? same_losses : this->losses_of(0));
+    worker.propagate(split_, all, tail, scratch);
+    for (size_t i = split_; i < layers.size(); i++) {
+      if (i > split_) worker.weight_gradient(i, layers[i].all(), all, false, tail.gradient, scratch);
+      worker.bias_gradient(i, all, false, tail.gradient);
     }
     tail.update(batch.rule, batch.numbers, tail.begin, tail.size);
+
     const index low = begin(share_begin(parts_, thread, threads)),
                 high = begin(share_begin(parts_, thread + 1, threads));
-    worker.update_weights(batch, 0, low, high, this->parameters, scratch);
+    if (low == high) return;
+    if (split_) worker.propagate(1, all, low, high, this->parameters, scratch);
+    worker.update_weights(batch, split_, layers[split_].of_inputs(low, high), this->parameters, scratch);
+    if (!split_) return;
+    const Block below = layers[0].columns(low, high);
+    worker.update_weights(batch, 0, below, this->parameters, scratch);
+    worker.update_biases(batch, 0, below.first, below.end, this->parameters);
   }
 
   // Sums are written to two buffers in turn: a thread that is ahead writes the other one.
@@ -403,17 +410,38 @@ class InputsThenTail final : public Halves<T> {
   }
 
  private:
-  static constexpr index part_inputs = 192;
+  // Outputs of the first layer: whole panels of any instruction set.
+  static constexpr index part_inputs = 192, part_outputs = 32, most_parts = 16;
 
-  index begin(index part) const { return this->task.network.layers[0].inputs * part / parts_; }
+  // Whether what follows the first layers, up to `split`, is little.
+  static bool has_small_tail(const Task<T>& task, size_t split, index times) {
+    const auto& layers = task.network.layers;
+    index head = 0;
+    for (size_t i = 0; i <= split; i++) head += layers[i].inputs * layers[i].outputs;
+    return head >= times * (task.network.compact_size - head);
+  }
+  static bool split_first(const Task<T>& task) {
+    const auto& layers = task.network.layers;
+    return layers.size() > 1 && layers[0].inputs >= 2 * part_inputs && task.batch <= max_tile_rows &&
+           has_small_tail(task, 0, 16);
+  }
+  static bool split_second(const Task<T>& task) {
+    const auto& layers = task.network.layers;
+    return layers.size() > 1 && layers[0].outputs > part_outputs && task.batch <= 64 &&
+           (task.batch + 8) * task.network.compact_size >= 100'000 && layers[1].outputs <= 4 * layers[1].inputs &&
+           has_small_tail(task, 1, 4);
+  }
+
+  index begin(index part) const { return std::min(inputs_, units_ * part / parts_ * unit_); }
   // Whether the sums of a part are added to those of the part before it, with which it is a pair of one thread.
   bool adds(index part, int threads) const {
     const bool at_once = begin(1) < max_row_depth<T>;  // another part may have one input more
-    return at_once && part % 2 && !begins_share(part, parts_, threads);
+    return at_once && part % 2 && !this->task.network.layers[split_].transposed && !begins_share(part, parts_, threads);
   }
   T* sums(const Batch<T>& batch) { return sums_[batch.number % 2]; }
 
-  const index parts_, sums_stride_;
+  const size_t split_;  // the layer
+  const index inputs_, unit_, units_, parts_, sums_stride_;
   T* sums_[2];
   std::vector<Parameters<T>> tails_;
 };
@@ -435,7 +463,7 @@ std::unique_ptr<Schedule<T>> laid_out(const Task<T>& task) {
 template <class T>
 std::unique_ptr<Schedule<T>> schedule_for(const Task<T>& task) {
   if (Tiles96<T>::suits(task)) return laid_out<Tiles96<T>>(task);
-  if (InputsThenTail<T>::suits(task)) return laid_out<InputsThenTail<T>>(task);
+  if (SplitThenTail<T>::suits(task)) return laid_out<SplitThenTail<T>>(task);
   if (Parts<T>::suits(task)) return laid_out<Parts<T>>(task);
   if (LayerByLayer<T>::suits(task)) return laid_out<LayerByLayer<T>>(task);
   return laid_out<RowsThenWeights<T>>(task);

@@ -67,6 +67,17 @@ class Schedule {
   Worker<T>& worker(int thread = 0) { return *workers_[size_t(thread)]; }
   T* scratch(int thread) { return scratch_ + thread * scratch_size<T>; }
 
+  // The share of a thread in the weights of layer i, as they lie.
+  Block share_of_rows(size_t i, int thread, int threads) const {
+    const Layer<T>& layer = task.network.layers[i];
+    const index rows = layer.panels.rows;
+    return layer.rows(threads::share_begin(rows, thread, threads), threads::share_begin(rows, thread + 1, threads));
+  }
+  // Of the weights of layer i a block updated by the one worker, by one of the threads the biases.
+  void update(const Batch<T>& batch, size_t i, Block block, int thread, int threads) {
+    worker().update_weights(batch, i, block, parameters, scratch(thread));
+    if (int(i) % threads == thread) worker().update_biases(batch, i, parameters);
+  }
   // Where the losses of rows from `row` on, a multiple of loss_rows, go.
   double* losses_of(index row) { return losses_ + row / loss_rows; }
 

@@ -137,13 +137,20 @@ class Worker {
     }
   }
 
-  // The sums of the first layer over inputs [low, high), without bias, to c (rows, width), or added, summed up, to
-  // what is there; then of at most max_row_depth inputs.
-  void first_sums(Rows rows, index low, index high, Parameters<T>& p, bool add, T* c, T* scratch) const {
-    const Layer<T>& layer = network_.layers.front();
+  // The sums of layer i over inputs [low, high), without bias, to c (rows, width), or added, summed up, to what is
+  // there; then of at most max_row_depth inputs, and not of transposed weights.
+  void part_of_sums(size_t i, Rows rows, index low, index high, Parameters<T>& p, bool add, T* c, T* scratch) const {
+    static constexpr T zeros[most_transposed] = {};
+    const Layer<T>& layer = network_.layers[i];
     Gemm<T> product{rows.count, layer.outputs, high - low, nullptr, 0, p.values.at(layer.weights), 0, nullptr, 0,
                     c,          layer.width,   scratch,    true};
-    const bool by_rows = set_inputs(product, 0, rows, low);
+    const bool by_rows = set_inputs(product, i, rows, low);
+    if (layer.transposed) {
+      product.b += low;
+      product.ldb = layer.panels.width;
+      product.start = zeros;
+      return network_.kernels->few_outputs(product);
+    }
     product.panels = &layer.panels;
     product.panel_row = low;
     product.descends = add;
@@ -151,29 +158,12 @@ class Worker {
     (by_rows ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
   }
 
-  // The first layer's activations from `parts` such sums, of which each pair is added up first, unless it
-  // is_added(its first one) already.
-  template <class F>
-  void first_layer(Rows rows, index parts, const T* sums, index part_stride, F is_added, Parameters<T>& p) {
-    const Layer<T>& layer = network_.layers.front();
-    T *const z = sums_of(0, rows.at), *const pair = d_[0] + rows.at * layer.stride;  // no deltas are there yet
-    const auto add = [&](const T* row, T* to) { network_.kernels->add_rows(1, layer.width, 0, row, to); };
-    for (index r = 0; r < rows.count; r++) std::copy_n(p.values.at(layer.biases), layer.width, z + r * layer.stride);
-    for (index part = 0; part < parts; part += 2) {
-      const bool whole = part + 1 == parts || is_added(part);
-      for (index r = 0; r < rows.count; r++) {
-        T* const to = z + r * layer.stride;
-        const T* const row = sums + part * part_stride + r * layer.width;
-        if (whole) {
-          add(row, to);
-        } else {
-          std::copy_n(row, layer.width, pair);
-          add(row + part_stride, pair);
-          add(pair, to);
-        }
-      }
-    }
-    activate(0, rows);
+  // The activations of layer i from such sums, each a term, or added up first with that of the next part.
+  void add_up(size_t i, Rows rows, index count, const Term<T>* terms, Parameters<T>& p) {
+    const Layer<T>& layer = network_.layers[i];
+    network_.kernels->add_terms(rows.count, layer.width, p.values.at(layer.biases), count, terms, sums_of(i, rows.at),
+                             layer.stride);
+    activate(i, rows);
   }
 
   // Layers `from` and above.
@@ -266,9 +256,9 @@ class Worker {
     }
   }
 
-  // The deltas of the hidden layers, from the last one down.
-  void propagate(Rows rows, Parameters<T>& p, T* scratch) {
-    for (size_t i = network_.layers.size() - 1; i > 0; i--)
+  // The deltas of the layers below the last one, down to layer `lowest`.
+  void propagate(size_t lowest, Rows rows, Parameters<T>& p, T* scratch) {
+    for (size_t i = network_.layers.size() - 1; i > lowest; i--)
       propagate(i, rows, 0, network_.layers[i].inputs, p, scratch);
   }
 
@@ -300,42 +290,47 @@ class Worker {
     });
   }
 
-  // Rows [low, high) of the weights of layer i, as they lie, updated with their gradient over the batch.
-  void update_weights(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
+  // A block of the weights of layer i updated with its gradient over the batch.
+  void update_weights(const Batch<T>& batch, size_t i, Block block, Parameters<T>& p, T* scratch) {
     const Layer<T>& layer = network_.layers[i];
     const Rows all = batch.all();
     if (batch.rule && batch.rule->descends && batch.rows <= max_depth)
-      return weight_product(i, low, high, all, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
-    if (batch.rule && !layer.transposed && batch.rows < few_rows) return update_panels(batch, i, low, high, p, scratch);
-    weight_gradient(i, low, high, all, false, p.gradient, scratch);
-    layer.for_rows(low, high, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
+      return weight_product(i, block, all, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
+    if (batch.rule && !layer.transposed && batch.rows < few_rows) return update_panels(batch, i, block, p, scratch);
+    weight_gradient(i, block, all, false, p.gradient, scratch);
+    layer.for_pieces(block, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
   }
 
-  // The same, and maybe the biases of the layer.
-  void update(const Batch<T>& batch, size_t i, index low, index high, bool biases, Parameters<T>& p, T* scratch) {
-    update_weights(batch, i, low, high, p, scratch);
-    if (!biases) return;
-    bias_gradient(i, batch.all(), false, p.gradient);
-    p.update(batch.rule, batch.numbers, network_.layers[i].biases, network_.layers[i].width);
+  // The same of biases [low, high) of layer i, whole vectors.
+  void update_biases(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p) {
+    bias_gradient(i, batch.all(), low, high, false, p.gradient);
+    p.update(batch.rule, batch.numbers, network_.layers[i].biases + low, high - low);
+  }
+  void update_biases(const Batch<T>& batch, size_t i, Parameters<T>& p) {
+    update_biases(batch, i, 0, network_.layers[i].width, p);
   }
 
-  // Rows [low, high) of the gradient of the weights of layer i, over rows of samples; added to what is there, or not.
-  void weight_gradient(size_t i, index low, index high, Rows rows, bool add, Segment<T> gradient, T* scratch) {
+  // The gradient of a block of the weights of layer i, over rows of samples; added to what is there, or not.
+  void weight_gradient(size_t i, Block block, Rows rows, bool add, Segment<T> gradient, T* scratch) {
     T* const g = gradient.at(network_.layers[i].weights);
-    weight_product(i, low, high, rows, add ? g : nullptr, g, nullptr, scratch);
+    weight_product(i, block, rows, add ? g : nullptr, g, nullptr, scratch);
   }
 
   // The same added, summed up, to what is there; at most max_depth rows.
-  void add_weight_gradient(size_t i, index low, index high, Rows rows, Segment<T> gradient, T* scratch) {
+  void add_weight_gradient(size_t i, Block block, Rows rows, Segment<T> gradient, T* scratch) {
     const double rate = -1;
-    weight_product(i, low, high, rows, nullptr, gradient.at(network_.layers[i].weights), &rate, scratch);
+    weight_product(i, block, rows, nullptr, gradient.at(network_.layers[i].weights), &rate, scratch);
   }
 
-  void bias_gradient(size_t i, Rows rows, bool add, Segment<T> gradient) const {
+  // Of biases [low, high), whole vectors; or of all.
+  void bias_gradient(size_t i, Rows rows, index low, index high, bool add, Segment<T> gradient) const {
     const Layer<T>& layer = network_.layers[i];
-    T* const sums = gradient.at(layer.biases);
-    if (!add) std::fill_n(sums, layer.width, T(0));
-    network_.kernels->add_rows(rows.count, layer.width, layer.stride, d_[i] + rows.at * layer.stride, sums);
+    T* const sums = gradient.at(layer.biases) + low;
+    if (!add) std::fill_n(sums, high - low, T(0));
+    network_.kernels->add_rows(rows.count, high - low, layer.stride, d_[i] + rows.at * layer.stride + low, sums);
+  }
+  void bias_gradient(size_t i, Rows rows, bool add, Segment<T> gradient) const {
+    bias_gradient(i, rows, 0, network_.layers[i].width, add, gradient);
   }
 
   static index sample(const Samples<T>& samples, index position) {
@@ -348,49 +343,62 @@ class Worker {
 
   // update_weights for few rows of samples. The gradient is little work then, and would be most of what moves through
   // the caches; so one of some panels after another has the same place, and is used at once.
-  void update_panels(const Batch<T>& batch, size_t i, index low, index high, Parameters<T>& p, T* scratch) {
+  void update_panels(const Batch<T>& batch, size_t i, Block block, Parameters<T>& p, T* scratch) {
     const Layer<T>& layer = network_.layers[i];
-    const index rows = high - low, panel_width = layer.panels.panel_width;
+    const index rows = block.high - block.low, panel_width = layer.panels.panel_width;
     const index at_once = std::max<index>(packed_size<T> / 4 / std::max<index>(rows * panel_width, 1), 1) * panel_width;
-    T* const gradient = p.gradient.at(layer.weights) + low * layer.width;
-    Gemm<T> product = inputs_by_deltas(i, low, high, batch.all(), scratch);
+    // Somewhere in the gradient that is this block's.
+    T* const gradient = p.gradient.at(layer.weights) + block.low * layer.width + block.first * rows;
+    Gemm<T> product = inputs_by_deltas(i, block, batch.all(), scratch);
     const T* const deltas = product.b;
-    for (index first = 0; first < layer.width; first += at_once) {
-      const Panels panels{rows, std::min(at_once, layer.width - first), panel_width};
-      product.columns = std::min(at_once, layer.outputs - first);
-      product.b = deltas + first;
+    for (index first = block.first; first < block.end; first += at_once) {
+      const index width = std::min(at_once, block.end - first);
+      const Panels panels{rows, width, panel_width};
+      product.columns = std::min(width, layer.outputs - first);
+      product.b = deltas + (first - block.first);
       product.c = gradient;
       product.panels = &panels;
       multiply_transposed(product);
       for (index panel = 0; panel < panels.count(); panel++)
-        p.update(batch.rule, batch.numbers, layer.weights + layer.panels.begin(first / panel_width + panel, low),
+        p.update(batch.rule, batch.numbers, layer.weights + layer.panels.begin(first / panel_width + panel, block.low),
                  rows * panels.width_of(panel), gradient + panels.begin(panel, 0));
     }
   }
 
-  // Rows [low, high) of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas; of c^T
+  // A block of c (inputs, width) = start + inputs^T deltas, or with a rate c -= *rate inputs^T deltas; of c^T
   // where the weights are transposed.
-  void weight_product(size_t i, index low, index high, Rows rows, const T* start, T* c, const double* rate,
-                      T* scratch) {
+  void weight_product(size_t i, Block block, Rows rows, const T* start, T* c, const double* rate, T* scratch) {
     const Layer<T>& layer = network_.layers[i];
-    if (layer.transposed) return transposed_weight_product(i, low, high, rows, start, c, rate);
-    Gemm<T> product = inputs_by_deltas(i, low, high, rows, scratch);
-    product.start = start;
-    product.c = c;
-    product.panels = &layer.panels;
-    product.panel_row = low;
+    if (layer.transposed) return transposed_weight_product(i, block, rows, start, c, rate);
+    const index begin = block.first * layer.inputs;
+    const Panels panels{layer.inputs, block.end - block.first, layer.panels.panel_width};
+    Gemm<T> product = inputs_by_deltas(i, block, rows, scratch);
+    product.start = start ? start + begin : nullptr;
+    product.c = c + begin;
+    product.panels = &panels;
+    product.panel_row = block.low;
     product.descends = rate != nullptr;
     product.rate = rate ? T(*rate) : T(0);
     multiply_transposed(product);
   }
 
-  // What rows [low, high) of inputs^T deltas of layer i are computed from; where they go is left open.
-  Gemm<T> inputs_by_deltas(size_t i, index low, index high, Rows rows, T* scratch) const {
+  // What a block of inputs^T deltas of layer i is computed from; where it goes is left open.
+  Gemm<T> inputs_by_deltas(size_t i, Block block, Rows rows, T* scratch) const {
     const Layer<T>& layer = network_.layers[i];
-    Gemm<T> product{high - low,   layer.outputs, rows.count, nullptr, 0, d_[i] + rows.at * layer.stride,
-                    layer.stride, nullptr,       0,          nullptr, 0, scratch,
+    Gemm<T> product{block.high - block.low,
+                    std::min(block.end, layer.outputs) - block.first,
+                    rows.count,
+                    nullptr,
+                    0,
+                    d_[i] + rows.at * layer.stride + block.first,
+                    layer.stride,
+                    nullptr,
+                    0,
+                    nullptr,
+                    0,
+                    scratch,
                     true};
-    set_inputs(product, i, rows, low);
+    set_inputs(product, i, rows, block.low);
     return product;
   }
 
@@ -398,15 +406,21 @@ class Worker {
     (product.a_rows ? network_.kernels->gemm_at_rows : network_.kernels->gemm_at)(product);
   }
 
-  void transposed_weight_product(size_t i, index low, index high, Rows rows, const T* start, T* c, const double* rate) {
+  void transposed_weight_product(size_t i, Block block, Rows rows, const T* start, T* c, const double* rate) {
     const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
-    const index width = layer.panels.width;
-    Gemm<T> product{high - low,   layer.inputs,
-                    rows.count,   d_[i] + rows.at * layer.stride + low,
-                    layer.stride, a_[i - 1] + rows.at * below.stride,
-                    below.stride, start ? start + low * width : nullptr,
-                    width,        c + low * width,
-                    width,        nullptr,
+    const index width = layer.panels.width, begin = block.low * width + block.first;
+    Gemm<T> product{block.high - block.low,
+                    std::min(block.end, layer.inputs) - block.first,
+                    rows.count,
+                    d_[i] + rows.at * layer.stride + block.low,
+                    layer.stride,
+                    a_[i - 1] + rows.at * below.stride + block.first,
+                    below.stride,
+                    start ? start + begin : nullptr,
+                    width,
+                    c + begin,
+                    width,
+                    nullptr,
                     true};
     product.descends = rate != nullptr;
     product.rate = rate ? T(*rate) : T(0);

@@ -26,7 +26,7 @@ constexpr double doubtful_work = 5e6;
 template <class T>
 int team_size(const Network<T>& network, index batch, index slots, double steps) {
   const double step = step_work(network, batch, slots);
-  return std::clamp(int(std::min(step / 1.5e5, 1e6)), 1, threads_for<T>(step * steps, epoch_cost));
+  return std::clamp(int(std::min(step / 6e4, 1e6)), 1, threads_for<T>(step * steps, epoch_cost));
 }
 
 // How long that much work may wait for other threads to wake up: an eighth of what it takes without them,
