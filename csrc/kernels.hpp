@@ -159,7 +159,8 @@ struct KernelTable {
   index lanes;
   // sums (columns) += the rows of x.
   void (*add_rows)(index rows, index columns, index stride, const T* x, T* sums);
-  // c (rows, columns) = the row start, plus each term in turn, of which one row follows the other. Columns fill vectors.
+  // c (rows, columns) = the row start (null: zero), plus each term in turn, of which one row follows the other. Columns
+  // fill vectors.
   void (*add_terms)(index rows, index columns, const T* start, index count, const Term<T>* terms, T* c, index ldc);
 
   const Activation<T>* activations;

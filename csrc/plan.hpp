@@ -37,9 +37,9 @@ struct Layer {
     return {0, panels.rows, low, high < (transposed ? inputs : outputs) ? high : panels.width};
   }
 
-  // f(offset, count) of pieces of the padded weights.
+  // f(offset, count) of the pieces of the padded weights that make up a block.
   template <class F>
-  void for_pieces(Block block, F f) const {
+  void for_block(Block block, F f) const {
     const index W = panels.panel_width;
     for (index panel = block.first / W; panel * W < block.end; panel++) {
       const index width = panels.width_of(panel), from = std::max<index>(block.first - panel * W, 0),

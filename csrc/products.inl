@@ -416,7 +416,7 @@ void add_terms(index rows, index columns, const T* start, index count, const Ter
   for (index r = 0; r < rows; r++, c += ldc) {
     for (index j = 0; j < columns; j += lanes<T>) {
       const index at = r * columns + j;
-      Vec<T> sum = load<T>(start + j);
+      Vec<T> sum = start ? load<T>(start + j) : Vec<T>{};
       for (index i = 0; i < count; i++) {
         const Vec<T> term = load<T>(terms[i].one + at);
         sum += terms[i].another ? term + load<T>(terms[i].another + at) : term;

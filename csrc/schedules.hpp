@@ -41,6 +41,8 @@ class Schedule {
     for (auto& worker : workers_) worker->take(samples);
   }
 
+  // Of those it is laid out for, the threads that find something to do.
+  virtual int most_threads() const { return task.threads; }
   virtual index stages() const = 0;
   virtual void stage(index number, const Batch<T>&, int thread, int threads) = 0;
   // The batch's loss, once thread 0 is through all stages.

@@ -162,8 +162,39 @@ class Worker {
   void add_up(size_t i, Rows rows, index count, const Term<T>* terms, Parameters<T>& p) {
     const Layer<T>& layer = network_.layers[i];
     network_.kernels->add_terms(rows.count, layer.width, p.values.at(layer.biases), count, terms, sums_of(i, rows.at),
-                             layer.stride);
+                                layer.stride);
     activate(i, rows);
+  }
+
+  // Deltas [low, high) of layer i times their weights, a part of the sums that the deltas below are made of: to c (rows,
+  // width of the layer below). low at the beginning of a panel.
+  void part_of_deltas(size_t i, Rows rows, index low, index high, Parameters<T>& p, T* c, T* scratch) const {
+    const Layer<T>& layer = network_.layers[i];
+    const Panels panels{layer.panels.rows, layer.width - low, layer.panels.panel_width};
+    Gemm<T> product{rows.count,
+                    layer.inputs,
+                    high - low,
+                    d_[i] + rows.at * layer.stride + low,
+                    layer.stride,
+                    p.values.at(layer.weights) + low * layer.panels.rows,
+                    0,
+                    nullptr,
+                    0,
+                    c,
+                    network_.layers[i - 1].width,
+                    scratch,
+                    true};
+    product.panels = &panels;
+    network_.kernels->gemm_bt(product);
+  }
+
+  // The deltas of layer i from such products, terms as above.
+  void add_up_deltas(size_t i, Rows rows, index count, const Term<T>* terms) {
+    const Layer<T>& layer = network_.layers[i];
+    T* const d = d_[i] + rows.at * layer.stride;
+    network_.kernels->add_terms(rows.count, layer.width, nullptr, count, terms, d, layer.stride);
+    layer.activation->delta(rows.count, layer.outputs, layer.stride, d,
+                            (layer.slope_from_input ? z_ : a_)[i] + rows.at * layer.stride, d);
   }
 
   // Layers `from` and above.
@@ -298,7 +329,7 @@ class Worker {
       return weight_product(i, block, all, nullptr, p.values.at(layer.weights), batch.numbers, scratch);
     if (batch.rule && !layer.transposed && batch.rows < few_rows) return update_panels(batch, i, block, p, scratch);
     weight_gradient(i, block, all, false, p.gradient, scratch);
-    layer.for_pieces(block, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
+    layer.for_block(block, [&](index offset, index count) { p.update(batch.rule, batch.numbers, offset, count); });
   }
 
   // The same of biases [low, high) of layer i, whole vectors.

@@ -40,7 +40,7 @@ threads::Clock::duration patience(double work) {
 template <class T>
 double run(Schedule<T>& schedule, const Samples<T>& samples, const Rule<T>* rule, const double* numbers) {
   const index batch = schedule.task.batch;
-  const int threads = schedule.task.threads;
+  const int threads = schedule.most_threads();
   const Network<T>& network = schedule.task.network;
   const double outputs = network.mean_over_outputs ? double(network.layers.back().outputs) : 1.0;
   const index count = (samples.count + batch - 1) / batch;

@@ -28,10 +28,16 @@ SCHEDULES = {
     "inputs, then tail, an odd number of parts": ([600, 31, 10], 13, 1000),
     "inputs, then tail, of few outputs": ([600, 31, 2], 13, 1000),
     "rows, then weights, of few outputs": ([65, 129, 1, 67, 4], 90, 1000),
-    "layer by layer": ([300, 257, 130, 5], 16, 250),
-    "layer by layer, on some numbers of threads": ([300, 257, 130, 5], 60, 500),
-    "layer by layer, of few outputs": ([300, 257, 3, 259, 2], 30, 400),
-    "layer by layer, one row": ([30, 700, 390, 70], 1, 30),
+    "two layers split": ([70, 129, 67, 5], 30, 600),
+    "two layers split, of few outputs": ([66, 200, 3], 50, 600),
+    "two layers split, one row": ([30, 700, 390, 70], 1, 30),
+    "two of many inputs split": ([787, 130, 70, 5], 13, 300),
+    "four layers split": ([40, 100, 90, 290, 70, 3], 20, 300),
+    "four layers split, of few outputs": ([40, 100, 70, 150, 2], 60, 600),
+    "layer by layer": ([130, 101, 103, 500], 16, 250),
+    "layer by layer, on some numbers of threads": ([130, 101, 103, 500], 60, 500),
+    "layer by layer, of few outputs": ([400, 31, 3, 307, 305], 30, 400),
+    "layer by layer, one row": ([30, 31, 700, 390], 1, 30),
     "a single layer, few rows": ([700, 100], 20, 300),
     "parts": ([65, 129, 67, 5], 250, 1010),
     "parts, of few outputs": ([65, 129, 8, 3], 250, 1010),
@@ -56,7 +62,7 @@ def trained(
     x = rng.normal(size=(samples, layers[0])).astype(dtype)
     labels = rng.integers(0, layers[-1], samples)
     weight = rng.uniform(0, 2, samples).astype(dtype) if weighted else None
-    net = pf.MLP(layers, ["tanh", "gelu", "tanh"][: len(layers) - 2], "softmax", dtype=dtype, seed=0)
+    net = pf.MLP(layers, ["tanh", "gelu", "tanh", "gelu"][: len(layers) - 2], "softmax", dtype=dtype, seed=0)
     with pf.use_backend(backend):
         _core.oversubscribe(threads > 1)
         pf.set_num_threads(threads)

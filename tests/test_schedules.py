@@ -20,13 +20,15 @@ SHAPES = [
     ([30, 200, 7], 64), ([150, 140, 3], 31), ([784, 30, 10], 10), ([600, 12, 4], 9), ([8200, 3, 1], 3),
     ([300, 5], 13), ([10, 129, 10], 700), ([60, 201, 7], 130), ([60, 201, 7], 520), ([12, 900, 1], 1030),
     ([6, 20, 3, 12, 2], 50), ([5, 16, 4, 9], 390), ([60, 90, 2], 140), ([70, 700, 33], 20),
-    ([200, 340, 2], 7),
+    ([200, 340, 2], 7), ([40, 100, 70, 150, 2], 19), ([40, 100, 90, 290, 70, 3], 64),
 ]  # fmt: skip
 
 
-def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...] | int, dtype: np.dtype) -> np.ndarray:
+def whole_numbers(
+    rng: np.random.Generator, shape: tuple[int, ...] | int, dtype: np.dtype, zeros: int = 3
+) -> np.ndarray:
     """-1, 0 and 1, mostly 0, so that sums stay small."""
-    return rng.choice([-1, 0, 0, 0, 1], shape).astype(dtype)
+    return rng.choice([-1, *[0] * zeros, 1], shape).astype(dtype)
 
 
 def exact_problem(layers: list[int], batch: int, dtype: np.dtype) -> tuple[pf.MLP, tuple[np.ndarray, ...]]:
@@ -36,7 +38,8 @@ def exact_problem(layers: list[int], batch: int, dtype: np.dtype) -> tuple[pf.ML
     """
     rng = np.random.default_rng(0)
     net = pf.MLP(layers, "relu", loss="quadratic", dtype=dtype)
-    net.params = whole_numbers(rng, net.parameter_count, dtype)
+    deep = len(layers) > 4
+    net.params = whole_numbers(rng, net.parameter_count, dtype, max(3, max(layers) // 6) if deep else 3)
     x, y = (whole_numbers(rng, (batch, size), dtype) for size in (layers[0], layers[-1]))
     weight = np.ones(batch, dtype)
     weight[batch // 2] += 2 ** (batch - 1).bit_length() - batch
