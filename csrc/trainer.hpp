@@ -166,8 +166,8 @@ class Worker {
     activate(i, rows);
   }
 
-  // Deltas [low, high) of layer i times their weights, a part of the sums that the deltas below are made of: to c (rows,
-  // width of the layer below). low at the beginning of a panel.
+  // Deltas [low, high) of layer i times their weights, a part of the sums that the deltas below are made of: to c
+  // (rows, width of the layer below). low at the beginning of a panel.
   void part_of_deltas(size_t i, Rows rows, index low, index high, Parameters<T>& p, T* c, T* scratch) const {
     const Layer<T>& layer = network_.layers[i];
     const Panels panels{layer.panels.rows, layer.width - low, layer.panels.panel_width};
