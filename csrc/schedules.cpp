@@ -194,6 +194,8 @@ class LayerByLayer final : public Schedule<T> {
 template <class T>
 class Parts final : public ByRows<T> {
  public:
+  static constexpr index least_rows = 128;
+
   static bool suits(const Task<T>& task) {
     // Rows of weights in whole cache lines: as they are padded at most, but the same for every instruction set.
     constexpr index line = 64 / sizeof(T);
@@ -232,7 +234,7 @@ class Parts final : public ByRows<T> {
   }
 
  private:
-  static constexpr index least_rows = 128, most_parts = 8;
+  static constexpr index most_parts = 8;
 
   // A power of two; their rows grow with the batch too.
   static index part_count(index rows) {
@@ -436,7 +438,8 @@ class SplitThenTail final : public Schedule<T> {
     index head = 0;
     const auto others_are_small = [&](index times) { return head >= times * (size - head); };
     std::vector<size_t> split;
-    if (task.batch <= 64 && (task.batch + 8) * size >= 100'000) {
+    const index most_rows = layers.size() > 1 && layers[1].outputs <= 32 ? Parts<T>::least_rows - 1 : 64;
+    if (task.batch <= most_rows && (task.batch + 8) * size >= 100'000) {
       for (size_t i = 1; i < layers.size() && layers[i].inputs > part_outputs &&
                          layers[i].outputs <= 4 * layers[i].inputs && !others_are_small(8);
            i += 2) {
