@@ -411,17 +411,34 @@ void add_rows(index rows, index columns, index stride, const T* x, T* sums) {
   store_part<T>(sums + j, total(j, whole_rows, [&](const T* p) { return load_part<T>(p, rest); }), rest);
 }
 
+// V vectors of a row of c.
+template <class T, int V>
+INLINE void add_terms_to(const T* start, index count, const Term<T>* terms, index at, T* c) {
+  constexpr index L = lanes<T>;
+  Vec<T> sum[V];
+  UNROLL for (int v = 0; v < V; v++) sum[v] = start ? load<T>(start + v * L) : Vec<T>{};
+  for (const Term<T>* term = terms; term < terms + count; term++) {
+    const T *const one = term->one + at, *const another = term->another + at;
+    if (term->another) {
+      UNROLL for (int v = 0; v < V; v++) sum[v] += load<T>(one + v * L) + load<T>(another + v * L);
+    } else {
+      UNROLL for (int v = 0; v < V; v++) sum[v] += load<T>(one + v * L);
+    }
+  }
+  UNROLL for (int v = 0; v < V; v++) store<T>(c + v * L, sum[v]);
+}
+
 template <class T>
 void add_terms(index rows, index columns, const T* start, index count, const Term<T>* terms, T* c, index ldc) {
+  constexpr index L = lanes<T>;
   for (index r = 0; r < rows; r++, c += ldc) {
-    for (index j = 0; j < columns; j += lanes<T>) {
-      const index at = r * columns + j;
-      Vec<T> sum = start ? load<T>(start + j) : Vec<T>{};
-      for (index i = 0; i < count; i++) {
-        const Vec<T> term = load<T>(terms[i].one + at);
-        sum += terms[i].another ? term + load<T>(terms[i].another + at) : term;
-      }
-      store<T>(c + j, sum);
-    }
+    index j = 0;
+    const auto add = [&](auto step) {
+      constexpr int V = decltype(step)::value;
+      for (; j + V * L <= columns; j += V * L)
+        add_terms_to<T, V>(start ? start + j : nullptr, count, terms, r * columns + j, c + j);
+    };
+    add(std::integral_constant<int, 4>{});
+    add(std::integral_constant<int, 1>{});
   }
 }

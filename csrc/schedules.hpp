@@ -12,6 +12,12 @@
 
 namespace pyfastnn {
 
+using threads::begins_share;
+using threads::share_begin;
+
+// A batch of so many rows is cut into parts, each a thread's, unless there are too many weights.
+constexpr index many_rows = 128;
+
 // What a schedule is laid out for.
 template <class T>
 struct Task {
@@ -73,7 +79,7 @@ class Schedule {
   Block share_of_rows(size_t i, int thread, int threads) const {
     const Layer<T>& layer = task.network.layers[i];
     const index rows = layer.panels.rows;
-    return layer.rows(threads::share_begin(rows, thread, threads), threads::share_begin(rows, thread + 1, threads));
+    return layer.rows(share_begin(rows, thread, threads), share_begin(rows, thread + 1, threads));
   }
   // Of the weights of layer i a block updated by the one worker, by one of the threads the biases.
   void update(const Batch<T>& batch, size_t i, Block block, int thread, int threads) {
