@@ -17,6 +17,30 @@ INLINE void pack_panel(index depth, index inside, index columns, const T* b, ind
   }
 }
 
+// The lower or upper halves of every 16 bytes of two vectors, lane by lane.
+template <class T, bool Upper, int... Lane>
+INLINE Vec<T> interleave(Vec<T> x, Vec<T> y, std::integer_sequence<int, Lane...>) {
+  constexpr int Q = 16 / sizeof(T);
+  return __builtin_shufflevector(x, y, (Lane / Q * Q + (Upper * Q + Lane % Q) / 2 + Lane % 2 * lanes<T>)...);
+}
+
+// Squares of 16 bytes of vectors, transposed.
+template <class T>
+INLINE void transpose_squares(Vec<T> (&x)[lanes<T>]) {
+  constexpr int Q = 16 / sizeof(T);
+  constexpr std::make_integer_sequence<int, lanes<T>> all{};
+  UNROLL for (int round = 1; round < Q; round *= 2) {
+    UNROLL for (int first = 0; first < lanes<T>; first += Q) {
+      Vec<T> y[Q];
+      UNROLL for (int i = 0; i < Q / 2; i++) {
+        y[2 * i] = interleave<T, false>(x[first + i], x[first + i + Q / 2], all);
+        y[2 * i + 1] = interleave<T, true>(x[first + i], x[first + i + Q / 2], all);
+      }
+      UNROLL for (int i = 0; i < Q; i++) x[first + i] = y[i];
+    }
+  }
+}
+
 template <class T, int Half, int... Lane>
 INLINE void exchange(Vec<T>& x, Vec<T>& y, std::integer_sequence<int, Lane...>) {
   constexpr int L = lanes<T>;
@@ -26,14 +50,56 @@ INLINE void exchange(Vec<T>& x, Vec<T>& y, std::integer_sequence<int, Lane...>) 
   y = high;
 }
 
-// A square of vectors, by exchanging its off-diagonal blocks at every scale.
-template <class T, int Half = 1>
-INLINE void transpose(Vec<T> (&x)[lanes<T>]) {
-  if constexpr (Half < lanes<T>) {
+// Off-diagonal blocks of a square of vectors exchanged, from Half lanes to below End.
+template <class T, int Half, int End>
+INLINE void exchange_blocks(Vec<T> (&x)[lanes<T>]) {
+  if constexpr (Half < End) {
     UNROLL for (int i = 0; i < lanes<T>; i++) {
       if (!(i & Half)) exchange<T, Half>(x[i], x[i + Half], std::make_integer_sequence<int, lanes<T>>{});
     }
-    transpose<T, 2 * Half>(x);
+    exchange_blocks<T, 2 * Half, End>(x);
+  }
+}
+
+// A vector of two halves.
+template <class T, int... Lane>
+INLINE Vec<T> load_halves(const T* low, const T* high, std::integer_sequence<int, Lane...>) {
+  typedef T HalfVec __attribute__((vector_size(VECTOR_BYTES / 2)));
+  HalfVec x, y;
+  __builtin_memcpy(&x, low, sizeof x);
+  __builtin_memcpy(&y, high, sizeof y);
+  return __builtin_shufflevector(x, y, Lane...);
+}
+
+// A square of vectors at `from`, transposed, to `to`.
+template <class T>
+INLINE void transpose_square(const T* from, index ldb, T* to, index stride) {
+  constexpr int L = lanes<T>, square = 16 / sizeof(T);
+  Vec<T> x[L];
+  if constexpr (L > square) {
+    // Loaded in halves, the largest blocks have changed places.
+    UNROLL for (int i = 0; i < L; i++) {
+      const T* const half = from + i % (L / 2) * ldb + i / (L / 2) * (L / 2);
+      x[i] = load_halves<T>(half, half + L / 2 * ldb, std::make_integer_sequence<int, L>{});
+    }
+    exchange_blocks<T, square, L / 2>(x);
+  } else {
+    UNROLL for (int i = 0; i < L; i++) x[i] = load<T>(from + i * ldb);
+  }
+  transpose_squares<T>(x);
+  UNROLL for (int i = 0; i < L; i++) store<T>(to + i * stride, x[i]);
+}
+
+// Of a part of one: rows of so many columns, to as many whole vectors, filled with zeros.
+template <class T>
+INLINE void transpose_part(index rows, index columns, const T* from, index ldb, T* to, index stride) {
+  constexpr int L = lanes<T>;
+  Vec<T> x[L];
+  UNROLL for (int i = 0; i < L; i++) x[i] = i < rows ? load_part<T>(from + i * ldb, columns) : Vec<T>{};
+  exchange_blocks<T, 16 / sizeof(T), L>(x);
+  transpose_squares<T>(x);
+  UNROLL for (int i = 0; i < L; i++) {
+    if (i < columns) store<T>(to + i * stride, x[i]);
   }
 }
 
@@ -42,23 +108,11 @@ INLINE void transpose(Vec<T> (&x)[lanes<T>]) {
 template <class T>
 INLINE void transpose_rows(index depth, index columns, index reach, const T* b, index ldb, T* to, index stride) {
   constexpr int L = lanes<T>;
-  for (index j = 0; j < reach; j += L) {
+  for (index j = 0; j < reach; j += L, b += L * ldb, to += L) {
     const index rows = clamp(columns - j, L);
-    for (index k = 0; k < depth; k += L) {
-      const index count = clamp(depth - k, L);
-      const T* const from = b + j * ldb + k;
-      Vec<T> x[L];
-      if (rows == L && count == L) {
-        UNROLL for (int i = 0; i < L; i++) x[i] = load<T>(from + i * ldb);
-      } else {
-        UNROLL for (int i = 0; i < L; i++) x[i] = i < rows ? load_part<T>(from + i * ldb, count) : Vec<T>{};
-      }
-      transpose<T>(x);
-      T* const row = to + k * stride + j;
-      UNROLL for (int i = 0; i < L; i++) {
-        if (i < count) store<T>(row + i * stride, x[i]);
-      }
-    }
+    index k = 0;
+    for (; rows == L && k + L <= depth; k += L) transpose_square<T>(b + k, ldb, to + k * stride, stride);
+    for (; k < depth; k += L) transpose_part<T>(rows, clamp(depth - k, L), b + k, ldb, to + k * stride, stride);
   }
 }
 

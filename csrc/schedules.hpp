@@ -1,4 +1,4 @@
-// What a training schedule is, of which schedules.cpp has five; training.cpp runs them.
+// What a training schedule is, of which schedules.cpp has four and split.hpp one; training.cpp runs them.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,7 @@ namespace pyfastnn {
 using threads::begins_share;
 using threads::share_begin;
 
-// A batch of so many rows is cut into parts, each a thread's, unless there are too many weights.
+// From so many rows on a batch may be cut into parts; below, layers may be split.
 constexpr index many_rows = 128;
 
 // What a schedule is laid out for.
@@ -47,7 +47,7 @@ class Schedule {
     for (auto& worker : workers_) worker->take(samples);
   }
 
-  // Of those it is laid out for, the threads that find something to do.
+  // How many of the threads it is laid out for find something to do.
   virtual int most_threads() const { return task.threads; }
   virtual index stages() const = 0;
   virtual void stage(index number, const Batch<T>&, int thread, int threads) = 0;

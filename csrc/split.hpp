@@ -23,8 +23,8 @@ class SplitThenTail final : public Schedule<T> {
   SplitThenTail(const Task<T>& task, Arena& arena) : Schedule<T>(task, arena) {
     index parts = 0;
     for (const size_t layer : split_layers(task)) {
-      groups_.emplace_back(task, layer, arena);
-      parts = std::max(parts, groups_.back().parts);
+      groups_.emplace_back(task.network.layers, layer, task.batch, arena);
+      parts = std::max(parts, groups_.back().parts.count);
     }
     most_threads_ = int(std::min<index>(parts, task.threads));
     for (int i = 0; i < most_threads_; i++) {
@@ -61,7 +61,7 @@ class SplitThenTail final : public Schedule<T> {
     }
   }
 
-  // What is exchanged has two buffers in turn: a thread that is ahead writes the other one.
+  // There are two buffers of sums, in turn: a thread that is ahead writes the other one.
   bool barrier_after() const override { return false; }
 
   void finish() override {
@@ -73,41 +73,53 @@ class SplitThenTail final : public Schedule<T> {
   }
 
  private:
-  static constexpr index most_parts = 16;
+  // Of a first layer, parts of at least so many inputs; else of these or twice as many outputs of the layer below:
+  // whole panels of any instruction set.
+  static constexpr index part_inputs = 192, part_outputs = 32, most_parts = 16;
 
   // A matrix from each part.
   struct Exchange {
     index size;
-    T* buffers[2];
+    T* data;
 
-    Exchange(index size_, index parts, Arena& arena)
-        : size(size_), buffers{arena.take<T>(parts * size), arena.take<T>(parts * size)} {}
-    T* of(const Batch<T>& batch, index part) const { return buffers[batch.number % 2] + part * size; }
+    Exchange(index size_, index parts, Arena& arena) : size(size_), data(arena.take<T>(parts * size)) {}
+    T* of(index part) const { return data + part * size; }
+  };
+
+  // The inputs of a layer, cut.
+  struct Cut {
+    index inputs, unit, units, count;
+
+    Cut(const std::vector<Layer<T>>& layers, size_t layer)
+        : inputs(layers[layer].inputs),
+          unit(layer ? (inputs >= 256 ? 2 : 1) * part_outputs : 1),
+          units((inputs + unit - 1) / unit),
+          count(std::min(layer ? units : inputs / part_inputs, most_parts)) {}
+
+    index begin(index part) const { return std::min(inputs, units * part / count * unit); }
+    // Whether the larger share of two threads is not much more than half.
+    bool is_balanced() const { return 3 * begin(share_begin(count, 1, 2)) <= 2 * inputs; }
   };
 
   // A layer whose inputs are split, with the layer below it unless it is the first one.
   struct Group {
     const size_t layer;
-    const index inputs, unit, units, parts;
-    const bool transposed;
-    const Exchange sums, deltas;  // deltas: towards the inputs of the layer below
+    const Cut parts;
+    const bool addable;              // the sums of one part to those of another; which may have one unit more
+    const Exchange sums[2], deltas;  // deltas: towards the inputs of the layer below
 
-    Group(const Task<T>& task, size_t layer_, Arena& arena)
+    Group(const std::vector<Layer<T>>& layers, size_t layer_, index batch, Arena& arena)
         : layer(layer_),
-          inputs(task.network.layers[layer].inputs),
-          unit(layer ? (inputs >= 256 ? 2 : 1) * part_outputs : 1),
-          units((inputs + unit - 1) / unit),
-          parts(std::min(layer ? units : inputs / part_inputs, most_parts)),
-          transposed(task.network.layers[layer].transposed),
-          sums(task.batch * task.network.layers[layer].width, parts, arena),
-          deltas(layer > 1 ? task.batch * task.network.layers[layer - 2].width : 0, parts, arena) {}
+          parts(layers, layer),
+          addable(!layers[layer].transposed && parts.begin(1) < max_row_depth<T>),
+          sums{{batch * layers[layer].width, parts.count, arena}, {batch * layers[layer].width, parts.count, arena}},
+          deltas(layer > 1 ? batch * layers[layer - 2].width : 0, parts.count, arena) {}
 
-    index begin(index part) const { return std::min(inputs, units * part / parts * unit); }
     // Whether the sums of a part are added to those of the part before it, with which it is a pair of one thread.
     bool adds(index part, int threads) const {
-      const bool at_once = begin(1) < max_row_depth<T>;  // another part may have one input more
-      return at_once && part % 2 && !transposed && !begins_share(part, parts, threads);
+      return addable && part % 2 && !begins_share(part, parts.count, threads);
     }
+    const Exchange& sums_of(const Batch<T>& batch) const { return sums[batch.number % 2]; }
   };
 
   struct Terms {
@@ -115,9 +127,7 @@ class SplitThenTail final : public Schedule<T> {
     Term<T> of[most_parts / 2];
   };
 
-  // Outputs of a layer: whole panels of any instruction set.
-  static constexpr index part_inputs = 192, part_outputs = 32;
-
+  // Those whose inputs are split; none where that does not suit.
   static std::vector<size_t> split_layers(const Task<T>& task) {
     const auto& layers = task.network.layers;
     const index size = task.network.compact_size;
@@ -127,7 +137,7 @@ class SplitThenTail final : public Schedule<T> {
     std::vector<size_t> split;
     const index most_rows = layers.size() > 1 && layers[1].outputs <= 32 ? many_rows - 1 : 64;
     if (task.batch <= most_rows && (task.batch + 8) * size >= 100'000) {
-      for (size_t i = 1; i < layers.size() && layers[i].inputs > part_outputs &&
+      for (size_t i = 1; i < layers.size() && layers[i].inputs > part_outputs && Cut(layers, i).is_balanced() &&
                          layers[i].outputs <= 4 * layers[i].inputs && !others_are_small(8);
            i += 2) {
         head += weights(i - 1) + weights(i);
@@ -143,11 +153,11 @@ class SplitThenTail final : public Schedule<T> {
 
   // Every two parts, added up, are a term; unless the sums of one were added to those of the other.
   template <class Added>
-  static Terms terms(const Exchange& exchange, index parts, const Batch<T>& batch, Added is_added) {
+  static Terms terms(const Exchange& exchange, index parts, Added is_added) {
     Terms terms{(parts + 1) / 2, {}};
     for (index part = 0; part < parts; part += 2) {
       const bool single = part + 1 == parts || is_added(part + 1);
-      terms.of[part / 2] = {exchange.of(batch, part), single ? nullptr : exchange.of(batch, part + 1)};
+      terms.of[part / 2] = {exchange.of(part), single ? nullptr : exchange.of(part + 1)};
     }
     return terms;
   }
@@ -158,25 +168,28 @@ class SplitThenTail final : public Schedule<T> {
   void forward(const Group& group, const Batch<T>& batch, int thread, int threads) {
     Worker<T>& worker = this->worker(thread);
     T* const scratch = this->scratch(thread);
-    const index own = share_begin(group.parts, thread, threads), end = share_begin(group.parts, thread + 1, threads);
+    const Cut& parts = group.parts;
+    const index own = share_begin(parts.count, thread, threads), end = share_begin(parts.count, thread + 1, threads);
     if (group.layer && own < end) {
-      worker.sums(group.layer - 1, batch.all(), group.begin(own), group.begin(end), this->parameters, scratch);
-      worker.activate(group.layer - 1, batch.all(), group.begin(own), group.begin(end));
+      worker.sums(group.layer - 1, batch.all(), parts.begin(own), parts.begin(end), this->parameters, scratch);
+      worker.activate(group.layer - 1, batch.all(), parts.begin(own), parts.begin(end));
     }
     for (index part = own; part < end; part++) {
       const bool add = group.adds(part, threads);
-      worker.part_of_sums(group.layer, batch.all(), group.begin(part), group.begin(part + 1), this->parameters, add,
-                          group.sums.of(batch, part - add), scratch);
+      worker.part_of_sums(group.layer, batch.all(), parts.begin(part), parts.begin(part + 1), this->parameters, add,
+                          group.sums_of(batch).of(part - add), scratch);
     }
   }
 
   // The outputs of the group.
   void add_up(const Group& group, const Batch<T>& batch, int thread, int threads, Parameters<T>& biases) {
-    const Terms sums = terms(group.sums, group.parts, batch, [&](index part) { return group.adds(part, threads); });
+    const Terms sums =
+        terms(group.sums_of(batch), group.parts.count, [&](index part) { return group.adds(part, threads); });
     this->worker(thread).add_up(group.layer, batch.all(), sums.count, sums.of, biases);
   }
 
-  // What every thread does for itself: from the outputs of the last group to their deltas.
+  // What every thread does for itself: from the outputs of the last group to their deltas, and the update of what is
+  // above.
   void tail(const Group& group, const Batch<T>& batch, int thread, int threads) {
     Worker<T>& worker = this->worker(thread);
     Parameters<T>& tail = tails_[size_t(thread)];
@@ -197,7 +210,7 @@ class SplitThenTail final : public Schedule<T> {
 
   // The deltas of the group's outputs, from the group above. One thread updates its biases, for the next step.
   void deltas(const Group& group, const Group& above, const Batch<T>& batch, int thread, int threads) {
-    const Terms sums = terms(above.deltas, above.parts, batch, [](index) { return false; });
+    const Terms sums = terms(above.deltas, above.parts.count, [](index) { return false; });
     this->worker(thread).add_up_deltas(group.layer, batch.all(), sums.count, sums.of);
     if (int(group.layer) % threads == thread) this->worker(thread).update_biases(batch, group.layer, this->parameters);
   }
@@ -208,13 +221,14 @@ class SplitThenTail final : public Schedule<T> {
     T* const scratch = this->scratch(thread);
     const size_t i = group.layer;
     const auto& layers = this->task.network.layers;
-    const index own = share_begin(group.parts, thread, threads), end = share_begin(group.parts, thread + 1, threads),
-                low = group.begin(own), high = group.begin(end);
+    const Cut& parts = group.parts;
+    const index own = share_begin(parts.count, thread, threads), end = share_begin(parts.count, thread + 1, threads),
+                low = parts.begin(own), high = parts.begin(end);
     if (low == high) return;
     if (i) worker.propagate(i, batch.all(), low, high, this->parameters, scratch);
     for (index part = own; i > 1 && part < end; part++)
-      worker.part_of_deltas(i - 1, batch.all(), group.begin(part), group.begin(part + 1), this->parameters,
-                            group.deltas.of(batch, part), scratch);
+      worker.part_of_deltas(i - 1, batch.all(), parts.begin(part), parts.begin(part + 1), this->parameters,
+                            group.deltas.of(part), scratch);
     worker.update_weights(batch, i, layers[i].of_inputs(low, high), this->parameters, scratch);
     if (!i) return;
     const Block below = layers[i - 1].columns(low, high);

@@ -208,6 +208,8 @@ void set_limit(int threads) { requested = threads; }
 
 void oversubscribe(bool on) { oversubscribed = on; }
 
+bool is_oversubscribed() { return oversubscribed; }
+
 void Wait::give_way() {
   constexpr int most_yields = 20'000;
   if (yields_ < most_yields) {

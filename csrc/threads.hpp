@@ -19,8 +19,10 @@ namespace pyfastnn::threads {
 // in a forked child, which has no threads but its first.
 int limit();
 void set_limit(int threads);  // 0: automatic
-// For tests: set_limit alone decides, so that threads can be more than there are processors.
+// For tests: set_limit alone decides, so that threads can be more than there are processors, and teams form where they
+// can.
 void oversubscribe(bool on);
+bool is_oversubscribed();
 std::string explain();  // the figures behind limit(), for people
 
 // Whether threads would come at once to some `seconds` of work, or are worth waking since this thread asks so often.

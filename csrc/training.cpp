@@ -22,11 +22,12 @@ double step_work(const Network<T>& network, index batch, index slots) {
 // Below, a team may be slower than one thread: some 50 us.
 constexpr double doubtful_work = 5e6;
 
-// Threads that pay: a step shorter than some microseconds a thread is all waiting.
+// Threads that pay: two for a step of some microseconds, more if that leaves each of them some.
 template <class T>
 int team_size(const Network<T>& network, index batch, index slots, double steps) {
   const double step = step_work(network, batch, slots);
-  return std::clamp(int(std::min(step / 6e4, 1e6)), 1, threads_for<T>(step * steps, epoch_cost));
+  const int paying = std::max(int(std::min(step / 1.5e5, 1e6)), step < 1.2e5 ? 1 : 2);
+  return std::min(paying, threads_for<T>(step * steps, epoch_cost));
 }
 
 // How long that much work may wait for other threads to wake up: an eighth of what it takes without them,
@@ -64,7 +65,7 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, const Rule<T>* rule
   threads::Team team(schedule.barrier_after(), join, step);
   schedule.start();
   const double work = step_work(network, batch, schedule.task.slots);
-  const bool doubtful = threads > 1 && work < doubtful_work;
+  const bool doubtful = threads > 1 && work < doubtful_work && !threads::is_oversubscribed();
   for (index first = 0; first < count;) {
     const threads::Pace::Turn turn = doubtful ? schedule.pace.next(count - first) : threads::Pace::Turn{true, count};
     const auto start = threads::Clock::now();

@@ -16,32 +16,36 @@ if COMPILED:
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="needs the compiled core")
 
-# One network and batch for each schedule of csrc/schedules.cpp, large enough for several threads; odd
-# sizes, and a last batch that is short.
+# One network and batch for each schedule of csrc/schedules.cpp and csrc/split.hpp, and its variants; large enough for
+# several threads; odd sizes, mostly, and a last batch that is short.
 SCHEDULES = {
     "tiles": ([5, 33, 17, 3], 1201, 4000),
-    "rows, then weights": ([65, 129, 67, 5], 90, 2000),
-    "rows, then weights, of more rows than are summed at once": ([390, 401, 10], 300, 700),
-    "rows, then weights, of more inputs than stay near": ([5, 1400, 300, 3], 100, 200),
     "tiles, of few outputs": ([5, 12, 3, 16, 2], 1201, 3000),
+    "rows, then weights": ([65, 129, 67, 5], 90, 2000),
+    "rows, then weights, of more rows than are summed at once": ([383, 401, 10], 300, 700),
+    "rows, then weights, of more inputs than stay near": ([5, 1400, 300, 3], 100, 200),
+    "rows, then weights, of few outputs": ([65, 30, 129, 1, 67, 4], 90, 1000),
     "inputs, then tail": ([787, 31, 10], 13, 3000),
     "inputs, then tail, an odd number of parts": ([600, 31, 10], 13, 1000),
     "inputs, then tail, of few outputs": ([600, 31, 2], 13, 1000),
-    "rows, then weights, of few outputs": ([65, 30, 129, 1, 67, 4], 90, 1000),
-    "two layers split": ([70, 129, 67, 5], 30, 600),
-    "two layers split, of few outputs": ([66, 200, 3], 50, 600),
-    "two layers split, many rows of few outputs": ([70, 129, 11, 5], 120, 900),
+    "two layers split": ([70, 195, 67, 5], 30, 500),
+    "two layers split, two parts": ([64, 64, 64, 4], 32, 500),
+    "two layers split, uneven parts": ([7, 1100, 40], 8, 100),
+    "two layers split, of few outputs": ([66, 195, 3], 50, 500),
+    "two layers split, many rows": ([70, 195, 11, 5], 120, 900),
     "two layers split, one row": ([30, 700, 390, 70], 1, 30),
-    "two of many inputs split": ([787, 130, 70, 5], 13, 300),
+    "two layers of many inputs split": ([787, 150, 70, 5], 13, 300),
     "four layers split": ([40, 100, 90, 290, 70, 3], 20, 300),
-    "four layers split, of few outputs": ([40, 100, 70, 150, 2], 60, 600),
+    "four layers split, the upper ones of few outputs": ([40, 100, 70, 150, 2], 60, 600),
+    "four layers split, the lower ones of few outputs": ([70, 200, 3, 200, 70, 5], 30, 300),
+    "six layers split": ([60, 50, 45, 60, 50, 48, 3], 30, 300),
     "layer by layer": ([130, 101, 103, 500], 16, 250),
     "layer by layer, on some numbers of threads": ([130, 101, 103, 500], 60, 500),
     "layer by layer, of few outputs": ([400, 31, 3, 307, 305], 30, 400),
     "layer by layer, one row": ([30, 31, 700, 390], 1, 30),
     "a single layer, few rows": ([700, 100], 20, 300),
     "parts": ([65, 129, 67, 5], 250, 1010),
-    "parts, of few outputs": ([65, 31, 129, 3], 250, 1010),
+    "parts, of few outputs": ([65, 129, 8, 3], 250, 1010),
     "parts, of which the last batch leaves some empty": ([65, 129, 67, 5], 530, 1070),
     "parts, of more rows than are summed at once": ([65, 129, 67, 5], 1100, 1700),
 }
@@ -57,13 +61,13 @@ def assert_same_bits(result: np.ndarray, reference: np.ndarray, message: str) ->
 def trained(
     backend: CppBackend, threads: int, schedule: str, dtype: np.dtype, optimizer: object, weighted: bool
 ) -> np.ndarray:
-    """Parameters after two epochs, their gradient on all samples, and the losses."""
+    """Parameters after two epochs, their gradients on a batch and on all samples, and the losses."""
     layers, batch_size, samples = SCHEDULES[schedule]
     rng = np.random.default_rng(1)
     x = rng.normal(size=(samples, layers[0])).astype(dtype)
     labels = rng.integers(0, layers[-1], samples)
     weight = rng.uniform(0, 2, samples).astype(dtype) if weighted else None
-    net = pf.MLP(layers, ["tanh", "gelu", "tanh", "gelu"][: len(layers) - 2], "softmax", dtype=dtype, seed=0)
+    net = pf.MLP(layers, (["tanh", "gelu"] * 3)[: len(layers) - 2], "softmax", dtype=dtype, seed=0)
     with pf.use_backend(backend):
         _core.oversubscribe(threads > 1)
         pf.set_num_threads(threads)
@@ -71,11 +75,15 @@ def trained(
             history = net.fit(
                 x, labels, epochs=2, batch_size=batch_size, optimizer=optimizer, sample_weight=weight
             )
-            loss, gradient = net.loss_and_gradient(x, labels, sample_weight=weight)
+            parts = [net.params, np.array(history.loss)]
+            for count in (batch_size, samples):
+                some = None if weight is None else weight[:count]
+                loss, gradient = net.loss_and_gradient(x[:count], labels[:count], sample_weight=some)
+                parts += [gradient, np.array([loss])]
         finally:
             _core.oversubscribe(False)
             pf.set_num_threads(0)
-    return np.concatenate([net.params, gradient, np.array([*history.loss, loss])])
+    return np.concatenate(parts)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -12,7 +12,7 @@ REFERENCE = BACKENDS["numpy"]
 
 # Layers and batch: widths around whole vectors (4 to 16 numbers), batches around blocks of 16 rows,
 # tiles of 96 and four of them, parts of 64 rows and more, few and many parameters, deep and shallow, wide
-# inputs, very many, many weights.
+# inputs, very many, many weights, layers split between threads, one by one or two by two.
 SHAPES = [
     ([1, 1], 1), ([3, 1], 2), ([2, 5, 3], 7), ([4, 8, 4], 16), ([5, 7, 9, 3], 17), ([4, 16, 16, 2], 15),
     ([4, 17, 15, 1], 33), ([6, 33, 31, 10], 95), ([8, 8], 96), ([3, 4, 2], 97), ([4, 12, 12, 4], 383),
@@ -21,6 +21,7 @@ SHAPES = [
     ([300, 5], 13), ([10, 129, 10], 700), ([60, 201, 7], 130), ([60, 201, 7], 520), ([12, 900, 1], 1030),
     ([6, 20, 3, 12, 2], 50), ([5, 16, 4, 9], 390), ([60, 90, 2], 140), ([70, 700, 33], 20),
     ([200, 340, 2], 7), ([40, 100, 70, 150, 2], 19), ([40, 100, 90, 290, 70, 3], 64),
+    ([30, 31, 700, 390], 3),
 ]  # fmt: skip
 
 
@@ -38,8 +39,8 @@ def exact_problem(layers: list[int], batch: int, dtype: np.dtype) -> tuple[pf.ML
     """
     rng = np.random.default_rng(0)
     net = pf.MLP(layers, "relu", loss="quadratic", dtype=dtype)
-    deep = len(layers) > 4
-    net.params = whole_numbers(rng, net.parameter_count, dtype, max(3, max(layers) // 6) if deep else 3)
+    zeros = max(layers) // 6 if len(layers) > 3 and max(layers) > 100 else 3  # in deep and wide ones sums grow
+    net.params = whole_numbers(rng, net.parameter_count, dtype, zeros)
     x, y = (whole_numbers(rng, (batch, size), dtype) for size in (layers[0], layers[-1]))
     weight = np.ones(batch, dtype)
     weight[batch // 2] += 2 ** (batch - 1).bit_length() - batch
