@@ -16,8 +16,8 @@ if COMPILED:
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="needs the compiled core")
 
-# One network and batch for each schedule of csrc/schedules.cpp and csrc/split.hpp, and its variants; large enough for
-# several threads; odd sizes, mostly, and a last batch that is short.
+# One network and batch for each schedule of csrc/schedules.cpp and csrc/split.hpp, and its variants; large
+# enough for several threads; odd sizes, mostly, and a last batch that is short.
 SCHEDULES = {
     "tiles": ([5, 33, 17, 3], 1201, 4000),
     "tiles, of few outputs": ([5, 12, 3, 16, 2], 1201, 3000),

@@ -39,7 +39,8 @@ def exact_problem(layers: list[int], batch: int, dtype: np.dtype) -> tuple[pf.ML
     """
     rng = np.random.default_rng(0)
     net = pf.MLP(layers, "relu", loss="quadratic", dtype=dtype)
-    zeros = max(layers) // 6 if len(layers) > 3 and max(layers) > 100 else 3  # in deep and wide ones sums grow
+    # In deep and wide networks sums grow.
+    zeros = max(layers) // 6 if len(layers) > 3 and max(layers) > 100 else 3
     net.params = whole_numbers(rng, net.parameter_count, dtype, zeros)
     x, y = (whole_numbers(rng, (batch, size), dtype) for size in (layers[0], layers[-1]))
     weight = np.ones(batch, dtype)
