@@ -92,7 +92,7 @@ INLINE void transpose_square(const T* from, index ldb, T* to, index stride) {
 
 // Of a part of one: rows of so many columns, to as many whole vectors, filled with zeros.
 template <class T>
-INLINE void transpose_part(index rows, index columns, const T* from, index ldb, T* to, index stride) {
+void transpose_part(index rows, index columns, const T* from, index ldb, T* to, index stride) {
   constexpr int L = lanes<T>;
   Vec<T> x[L];
   UNROLL for (int i = 0; i < L; i++) x[i] = i < rows ? load_part<T>(from + i * ldb, columns) : Vec<T>{};
