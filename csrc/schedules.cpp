@@ -1,5 +1,5 @@
-// The five training schedules, chosen by the shape of the network and the batch. The threads only decide between two
-// that compute the same sums, so that the same seed gives the same bits on any number of them.
+// The training schedules, but for that of split.hpp, and which shapes of network and batch take which. The threads only
+// decide between two that compute the same sums, so that the same seed gives the same bits on any number of them.
 #include "schedules.hpp"
 #include "split.hpp"
 

@@ -193,8 +193,7 @@ class Worker {
     const Layer<T>& layer = network_.layers[i];
     T* const d = d_[i] + rows.at * layer.stride;
     network_.kernels->add_terms(rows.count, layer.width, nullptr, count, terms, d, layer.stride);
-    layer.activation->delta(rows.count, layer.outputs, layer.stride, d,
-                            (layer.slope_from_input ? z_ : a_)[i] + rows.at * layer.stride, d);
+    layer.activation->delta(rows.count, layer.outputs, layer.stride, d, sums_of(i, rows.at), d);
   }
 
   // Layers `from` and above.
@@ -297,7 +296,7 @@ class Worker {
   void propagate(size_t i, Rows rows, index low, index high, Parameters<T>& p, T* scratch) {
     const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
     T* const d = d_[i - 1] + rows.at * below.stride + low;
-    const T* const s = (below.slope_from_input ? z_ : a_)[i - 1] + rows.at * below.stride + low;
+    const T* const s = sums_of(i - 1, rows.at) + low;
     const T* const weights = p.values.at(layer.weights);
     const T* const ready = layer.transposed ? weights : transposed_.empty() ? nullptr : transposed_[i];
     Gemm<T> product{rows.count,
@@ -473,7 +472,8 @@ class Worker {
     for (index r = first; r < last; r++) __builtin_prefetch(samples_.labels + sample(samples_, r));
   }
 
-  // Where the sums of layer i from row `at` on go.
+  // Where the sums of layer i from row `at` on go; and then what its slopes come from: these, or the outputs in their
+  // place.
   T* sums_of(size_t i, index at) {
     const Layer<T>& layer = network_.layers[i];
     return (layer.slope_from_input ? z_ : a_)[i] + at * layer.stride;

@@ -254,6 +254,7 @@ def test_teams_larger_than_the_machine_end_and_agree(layers, batch):
         net.fit(x, y, epochs=5, batch_size={batch})
         return net.params
     alone = trained(1)
+    assert trained(2).tobytes() == alone.tobytes()  # tries on the way whether the second thread pays
     _core.oversubscribe(True)
     for threads in (3, os.cpu_count() + 3):
         for _ in range(3):
