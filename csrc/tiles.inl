@@ -4,6 +4,14 @@
 // to the rows of a shuffled batch. Vectors run across the columns of c, and every element is
 // summed in the order of depth.
 
+// The same address, of unknown origin to the compiler: it computes those of other rows from it when it needs them,
+// instead of all ahead of a loop, for which there are not registers enough.
+template <class T>
+INLINE T* opaque(T* address) {
+  asm("" : "+r"(address));
+  return address;
+}
+
 INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
 
 // Where element (i, k) of a is, seen from the first row and depth of a block.
@@ -57,13 +65,13 @@ struct PackedColumns {
 // Vectors of a tile's rows at most, and how many rows it has then: they keep their sums in registers, 32 of them
 // with AVX-512 and on arm64, else 16. As rows, a takes an address each, for which there are other
 // registers, 16 at most. Below 8 sums they wait for each other, so 10 rows of one vector are better one tile than two.
+// Columns of a are of little depth, mostly: see row_blocks.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int widest = 4;
 template <class A, int Vectors>
-constexpr int tallest = Vectors == 4    ? 6
-                        : A::transposed ? 12
-                        : Vectors == 2  ? 8
-                                        : 10;
+constexpr int tallest = Vectors == 4   ? 6
+                        : Vectors == 2 ? (A::transposed ? 6 : 8)
+                                       : (A::transposed ? 12 : 10);
 #else
 constexpr int widest = 2;
 template <class A, int Vectors>
@@ -93,8 +101,9 @@ struct Result {
   // that is a vector or two a row anything.
   bool arrives(index depth) const { return depth >= 64 && (widest == 2 || descends || start == c); }
   __attribute__((always_inline)) void fetch(index rows, int vectors) const {
-    for (index i = 0; i < rows; i++) {
-      for (int j = 0; j < vectors; j++) __builtin_prefetch(vector(c + i * ldc, j), 1);
+    T* row = c;
+    for (index i = 0; i < rows; i++, row = opaque(row + ldc)) {
+      for (int j = 0; j < vectors; j++) __builtin_prefetch(vector(row, j), 1);
     }
   }
   // Where vector j of the row at `row` is.
@@ -124,8 +133,9 @@ INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
   if (!result.start) {
     UNROLL for (int i = 0; i < Rows; i++) { UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = Vec<T>{}; }
   } else if (result.start_stride) {
-    UNROLL for (int i = 0; i < Rows; i++) {
-      UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = read(result.start + i * result.start_stride, j);
+    const T* start = result.start;
+    UNROLL for (int i = 0; i < Rows; i++, start = opaque(start + result.start_stride)) {
+      UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] = read(start, j);
     }
   } else {
     UNROLL for (int j = 0; j < Vectors; j++) {
@@ -142,14 +152,14 @@ INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
     Vec<T> panel[Vectors];
     UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b.data + k * b.stride + j / 2 * b.pairs + j % 2 * L);
     const T* column = nullptr;
-    if constexpr (A::transposed) column = a.column(k);
+    if constexpr (A::transposed) column = opaque(a.column(k));
     UNROLL for (int i = 0; i < Rows; i++) {
       const T x = A::transposed ? column[i] : row[i][k];
       UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += x * panel[j];
     }
   }
-  UNROLL for (int i = 0; i < Rows; i++) {
-    T* const row_of_c = result.c + i * result.ldc;
+  T* row_of_c = result.c;
+  UNROLL for (int i = 0; i < Rows; i++, row_of_c = opaque(row_of_c + result.ldc)) {
     // One expression, without a branch inside: else it might not be fused.
     if (result.descends) {
       UNROLL for (int j = 0; j < Vectors; j++) {
@@ -173,15 +183,15 @@ struct RowBlocks {
   index count, height, taller;
 };
 
-// Blocks for tiles of so many vectors, as few as may be. But where its sums fill sixteen registers, a tile takes long
+// Blocks for tiles of so many vectors, as few as may be. But where its sums fill most registers, a tile takes long
 // to begin and to end: of little depth, tiles of four rows, whose sums just do not wait for each other, are faster by
-// a tenth or a fifth. (Measured on Zen 3. Blocks of two heights are two calls, so few rows are rather cut into equal
-// ones.)
+// a tenth or a fifth. (Measured on Zen 3, and on Zen 4 with vectors of 64 bytes. Blocks of two heights are two calls,
+// so few rows are rather cut into equal ones.)
 template <class A, int Vectors>
 INLINE RowBlocks row_blocks(index rows, index depth) {
   constexpr index most = tallest<A, Vectors>, low = 4;
   index count = (rows + most - 1) / most;
-  if (widest == 2 && Vectors == 2 && depth >= 8 && depth < 48) {
+  if (Vectors > 1 && depth >= 8 && depth < 48) {
     const index more = rows / low;
     if (more > count && (rows > 4 * most || rows % count || rows % more == 0)) count = more;
   }
