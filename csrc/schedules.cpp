@@ -67,9 +67,11 @@ class Halves : public Schedule<T> {
 // Share `number` of `count` of a batch: blocks of rows whose losses are summed together.
 template <class T>
 Rows rows_of(const Batch<T>& batch, index number, index count) {
-  const index blocks = loss_blocks(batch.rows);
-  const auto begin = [&](index share) { return std::min(batch.rows, share_begin(blocks, share, count) * loss_rows); };
-  return part_of(batch.all(), begin(number), begin(number + 1));
+  // Rounded to the nearest whole block: the last one may have few rows, or one.
+  const auto begin = [&](index share) {
+    return std::min(batch.rows, (2 * batch.rows * share + count * loss_rows) / (2 * count * loss_rows) * loss_rows);
+  };
+  return part_of(batch.all(), begin(number), number + 1 < count ? begin(number + 1) : batch.rows);
 }
 
 // Common to the schedules whose threads split the rows of the batch for forward, loss and deltas. They share the
@@ -84,14 +86,14 @@ class ByRows : public Halves<T> {
   }
 
  protected:
-  void forward_and_back(const Batch<T>& batch, Rows rows, int thread) {
+  void forward_and_back(const Batch<T>& batch, Rows rows, Parameters<T>& parameters, int thread) {
     const Tiles tiles(loss_blocks(rows.count), 1, tile_blocks_);
     for (index number = 0; number < tiles.count; number++) {
       const Rows tile = part_of(rows, tiles.begin(number) * loss_rows, tiles.begin(number + 1) * loss_rows);
       this->worker().gather(tile);
-      this->worker().forward(0, tile, this->parameters, this->scratch(thread));
-      this->worker().output_delta(tile, batch.scale, this->losses_of(tile.at));
-      this->worker().propagate(0, tile, this->parameters, this->scratch(thread));
+      this->worker().forward(0, tile, parameters, this->scratch(thread));
+      this->worker().output_delta(tile, batch.scale, this->losses_of(batch, tile.at));
+      this->worker().propagate(0, tile, parameters, this->scratch(thread));
     }
   }
 
@@ -109,7 +111,7 @@ class RowsThenWeights final : public ByRows<T> {
   using ByRows<T>::ByRows;
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    this->forward_and_back(batch, rows_of(batch, thread, threads), thread);
+    this->forward_and_back(batch, rows_of(batch, thread, threads), this->parameters, thread);
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
@@ -147,7 +149,7 @@ class LayerByLayer final : public Schedule<T> {
     } else if (number == count() + 1) {
       if (!share.count) return;
       worker.activate(size_t(count() - 1), share);
-      worker.output_delta(share, batch.scale, this->losses_of(share.at));
+      worker.output_delta(share, batch.scale, this->losses_of(batch, share.at));
     } else {
       backward(size_t(2 * count() + 1 - number), batch, thread, threads);
     }
@@ -204,10 +206,11 @@ class Parts final : public ByRows<T> {
       : ByRows<T>(task, arena), gradients_(part_count(task.batch), *task.network.kernels, this->parameters, arena) {}
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    if (!own_parts(threads)) return this->forward_and_back(batch, rows_of(batch, thread, threads), thread);
+    if (!own_parts(threads))
+      return this->forward_and_back(batch, rows_of(batch, thread, threads), this->parameters, thread);
     const index end = share_begin(parts(), thread + 1, threads);
     for (index part = share_begin(parts(), thread, threads); part < end; part++) {
-      this->forward_and_back(batch, rows_of(batch, part, parts()), thread);
+      this->forward_and_back(batch, rows_of(batch, part, parts()), this->parameters, thread);
       for (size_t i = 0; i < this->task.network.layers.size(); i++) {
         weight_gradient(batch, i, this->task.network.layers[i].all(), part, own_pairs(threads), thread);
         bias_gradient(batch, i, part, own_pairs(threads));
@@ -265,6 +268,61 @@ class Parts final : public ByRows<T> {
   PartialGradients<T> gradients_;
 };
 
+// Replicas (hardly any parameters, some rows). Two parts again, but each of two threads has the parameters for itself:
+// it adds up both gradients, and updates all parameters. So only gradients cross, and a step has one barrier.
+template <class T>
+class Replicas final : public ByRows<T> {
+ public:
+  static bool suits(const Task<T>& task) {
+    return task.network.compact_size * index(sizeof(T)) <= 4 * 1024 && task.batch >= many_rows;
+  }
+
+  Replicas(const Task<T>& task, Arena& arena)
+      : ByRows<T>(task, arena), other_(0, task.network.padded_size, task.slots, arena) {
+    for (auto& gradients : gradients_) {
+      for (Segment<T>& gradient : gradients) gradient = {arena.take<T>(task.network.padded_size), 0};
+    }
+  }
+
+  int most_threads() const override { return std::min(int(parts), this->task.threads); }
+
+  void join(int) override { other_.copy_from(this->parameters); }
+
+  void before(const Batch<T>& batch, int thread, int threads) override {
+    const index end = share_begin(parts, thread + 1, threads);
+    for (index part = share_begin(parts, thread, threads); part < end; part++) {
+      const Rows rows = rows_of(batch, part, parts);
+      const Segment<T> gradient = gradients_[batch.number % 2][part];
+      this->forward_and_back(batch, rows, own(thread), thread);
+      for (size_t i = 0; i < this->task.network.layers.size(); i++) {
+        this->worker().weight_gradient(i, this->task.network.layers[i].all(), rows, false, gradient,
+                                       this->scratch(thread));
+        this->worker().bias_gradient(i, rows, false, gradient);
+      }
+    }
+  }
+
+  void after(const Batch<T>& batch, int thread, int) override {
+    const auto& gradients = gradients_[batch.number % 2];
+    const Term<T> both{gradients[0].data, gradients[1].data};
+    Parameters<T>& parameters = own(thread);
+    this->task.network.kernels->add_terms(1, parameters.size, nullptr, 1, &both, parameters.gradient.data,
+                                          parameters.size);
+    parameters.update(batch.rule, batch.numbers, 0, parameters.size);
+  }
+
+  // There are two buffers of gradients, in turn: a thread that is ahead writes the other one.
+  bool barrier_after() const override { return false; }
+
+ private:
+  static constexpr index parts = 2;
+
+  Parameters<T>& own(int thread) { return thread ? other_ : this->parameters; }
+
+  Parameters<T> other_;
+  Segment<T> gradients_[2][parts];
+};
+
 // Tiles (few parameters, many rows). Tiles of the batch run forward and backward in the cache, each
 // adding to one of up to 16 gradients that the shape assigns to it; these are then summed pairwise.
 template <class T>
@@ -294,7 +352,7 @@ class Tiles96 final : public Halves<T> {
         const bool add = tile > tiles * slot / slots;
         worker.gather(rows);
         worker.forward(0, rows, this->parameters, scratch);
-        worker.output_delta(rows, batch.scale, this->losses_of(at));
+        worker.output_delta(rows, batch.scale, this->losses_of(batch, at));
         worker.propagate(0, rows, this->parameters, scratch);
         for (size_t i = 0; i < this->task.network.layers.size(); i++) {
           worker.weight_gradient(i, this->task.network.layers[i].all(), rows, add, gradients_.of(slot), scratch);
@@ -336,6 +394,7 @@ template <class T>
 std::unique_ptr<Schedule<T>> schedule_for(const Task<T>& task) {
   if (Tiles96<T>::suits(task)) return laid_out<Tiles96<T>>(task);
   if (SplitThenTail<T>::suits(task)) return laid_out<SplitThenTail<T>>(task);
+  if (Replicas<T>::suits(task)) return laid_out<Replicas<T>>(task);
   if (Parts<T>::suits(task)) return laid_out<Parts<T>>(task);
   if (LayerByLayer<T>::suits(task)) return laid_out<LayerByLayer<T>>(task);
   return laid_out<RowsThenWeights<T>>(task);

@@ -1,4 +1,4 @@
-// What a training schedule is, of which schedules.cpp has four and split.hpp one; training.cpp runs them.
+// What a training schedule is, of which schedules.cpp has five and split.hpp one; training.cpp runs them.
 #pragma once
 
 #include <memory>
@@ -34,7 +34,7 @@ class Schedule {
   Schedule(const Task<T>& task_, Arena& arena)
       : task(task_),
         parameters(0, task_.network.padded_size, task_.slots, arena),
-        losses_(arena.take<double>(loss_blocks(task_.batch))) {}
+        losses_{arena.take<double>(loss_blocks(task_.batch)), arena.take<double>(loss_blocks(task_.batch))} {}
   virtual ~Schedule() = default;
 
   bool suits(const Task<T>& other) const {
@@ -53,7 +53,8 @@ class Schedule {
   virtual void stage(index number, const Batch<T>&, int thread, int threads) = 0;
   // The batch's loss, once thread 0 is through all stages.
   double loss(const Batch<T>& batch) const {
-    return batch.scale * std::accumulate(losses_, losses_ + loss_blocks(batch.rows), 0.0);
+    const double* const losses = losses_of(batch, 0);
+    return batch.scale * std::accumulate(losses, losses + loss_blocks(batch.rows), 0.0);
   }
   // Whether a step needs a barrier at its end too.
   virtual bool barrier_after() const { return true; }
@@ -86,11 +87,12 @@ class Schedule {
     worker().update_weights(batch, i, block, parameters, scratch(thread));
     if (int(i) % threads == thread) worker().update_biases(batch, i, parameters);
   }
-  // Where the losses of rows from `row` on, a multiple of loss_rows, go.
-  double* losses_of(index row) { return losses_ + row / loss_rows; }
+  // Where the losses of rows from `row` on, a multiple of loss_rows, go. In turn: a thread that is ahead writes the
+  // other ones.
+  double* losses_of(const Batch<T>& batch, index row) const { return losses_[batch.number % 2] + row / loss_rows; }
 
  private:
-  double* losses_;
+  double* const losses_[2];
   T* scratch_ = nullptr;
 };
 

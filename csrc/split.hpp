@@ -199,7 +199,7 @@ class SplitThenTail final : public Schedule<T> {
     add_up(group, batch, thread, threads, tail);
     worker.forward(group.layer + 1, all, tail, scratch);
     double same_losses[loss_blocks(max_tile_rows)];  // as thread 0 has them
-    worker.output_delta(all, batch.scale, thread ? same_losses : this->losses_of(0));
+    worker.output_delta(all, batch.scale, thread ? same_losses : this->losses_of(batch, 0));
     worker.propagate(group.layer, all, tail, scratch);
     for (size_t i = group.layer; i < layers.size(); i++) {
       if (i > group.layer) worker.weight_gradient(i, layers[i].all(), all, false, tail.gradient, scratch);

@@ -44,6 +44,8 @@ SCHEDULES = {
     "layer by layer, of few outputs": ([400, 31, 3, 307, 305], 30, 400),
     "layer by layer, one row": ([30, 31, 700, 390], 1, 30),
     "a single layer, few rows": ([700, 100], 20, 300),
+    "replicas": ([21, 17, 9, 3], 200, 1500),
+    "replicas, of few outputs": ([7, 33, 2], 137, 1200),
     "parts": ([65, 129, 67, 5], 250, 1010),
     "parts, of few outputs": ([65, 129, 8, 3], 250, 1010),
     "parts, of which the last batch leaves some empty": ([65, 129, 67, 5], 530, 1070),
