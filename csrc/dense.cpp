@@ -84,8 +84,14 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
   w += block.column * s.outputs;
   out += block.row * s.inputs + block.column;
   // By the shape of the whole call, since the order of the sums changes. Transposing w costs as much as the dot
-  // products of some rows; and few inputs would fill part of a vector only.
-  const index few = s.outputs >= 128 ? 8 : s.outputs >= 16 ? 4 : s.outputs > 1 ? 1 : 0;
+  // products of some rows, most of all in vectors of 64 bytes; less where rows of w meet in the caches, as long ones
+  // may. And few inputs would fill part of a vector only.
+  const index bytes = s.outputs * index(sizeof(T));
+  const index few = bytes >= 1024 && bytes <= 4096 ? 12
+                    : s.outputs >= 128             ? 8
+                    : s.outputs >= 16              ? 4
+                    : s.outputs > 1                ? 1
+                                                   : 0;
   const bool by_dots = s.rows <= few || (s.inputs <= 4 && s.outputs >= 64);
   (by_dots ? kernels.gemm_dots : kernels.gemm_bt)({block.rows, block.columns, s.outputs, d + block.row * s.outputs,
                                                    s.outputs, w, s.outputs, nullptr, 0, out, s.inputs, scratch});

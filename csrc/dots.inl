@@ -37,9 +37,10 @@ void dots_tile(const Gemm<T>& g, index row, index column, T start) {
   const auto add = [&](auto read) {
     UNROLL for (int v = 0; v < Wide<T>::vectors; v++) {
       Vec<T> x[Rows];
-      UNROLL for (int i = 0; i < Rows; i++) x[i] = read(a[i] + k + v * L, v);
+      UNROLL for (int i = 0; i < Rows; i++) x[i] = kept<T>(read(a[i] + k + v * L, v));
       UNROLL for (int j = 0; j < Columns; j++) {
-        const Vec<T> y = read(b[j] + k + v * L, v);
+        Vec<T> y = read(b[j] + k + v * L, v);
+        if constexpr (Rows > 1) y = kept<T>(y);
         UNROLL for (int i = 0; i < Rows; i++) sum[i][j].part[v] += x[i] * y;
       }
     }
@@ -74,17 +75,16 @@ INLINE void dots_by_tiles(const Gemm<T>& g, T start, std::integer_sequence<int, 
 template <class T>
 void dots(const Gemm<T>& g, T start) {
   constexpr int L = lanes<T>;
-  if constexpr (L >= 4) {
+  if constexpr (L < 4) {
+    dots_by_tiles<T, L>(g, start, std::make_integer_sequence<int, L>{});
+  } else {
     static constexpr void (*by_depth[])(const Gemm<T>&, T) = {short_dots<T, 1>, short_dots<T, 2>, short_dots<T, 3>,
                                                               short_dots<T, 4>};
     if (g.rows == 1 && g.depth > 0 && g.depth <= row_lanes && g.ldb == g.depth) return by_depth[g.depth - 1](g, start);
+    constexpr int rows = L < 8 ? 2 : L / 4, columns = L < 8 ? 2 : Wide<T>::vectors > 1 ? 3 : 4;
+    if (g.rows > 1) return dots_by_tiles<T, columns>(g, start, std::make_integer_sequence<int, rows * columns>{});
+    dots_by_tiles<T, 4>(g, start, std::make_integer_sequence<int, 4>{});
   }
-  if constexpr (L >= 8) {
-    constexpr int columns = Wide<T>::vectors > 1 ? 3 : 4;
-    if (g.rows > 1) return dots_by_tiles<T, columns>(g, start, std::make_integer_sequence<int, L / 4 * columns>{});
-  }
-  constexpr int columns = L < 4 ? L : 4;
-  dots_by_tiles<T, columns>(g, start, std::make_integer_sequence<int, columns>{});
 }
 
 template <class T>

@@ -31,6 +31,26 @@ template <class T>
 INLINE void store(T* p, Vec<T> x) {
   *reinterpret_cast<UnalignedVec<T>*>(p) = x;
 }
+// The same vector in a register, for several operations: else each of them may load it again, which takes longer than
+// what they do with it.
+template <class T>
+INLINE Vec<T> kept(Vec<T> x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+// The same address, of unknown origin to the compiler: it computes those of other rows from it when it needs them,
+// instead of all ahead of a loop, for which there are not registers enough.
+template <class T>
+INLINE T* opaque(T* address) {
+  asm("" : "+r"(address));
+  return address;
+}
+
 template <class T>
 INLINE Vec<T> broadcast(T s) {
   return s - Vec<T>{};

@@ -4,14 +4,6 @@
 // to the rows of a shuffled batch. Vectors run across the columns of c, and every element is
 // summed in the order of depth.
 
-// The same address, of unknown origin to the compiler: it computes those of other rows from it when it needs them,
-// instead of all ahead of a loop, for which there are not registers enough.
-template <class T>
-INLINE T* opaque(T* address) {
-  asm("" : "+r"(address));
-  return address;
-}
-
 INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x; }
 
 // Where element (i, k) of a is, seen from the first row and depth of a block.
