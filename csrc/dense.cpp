@@ -84,8 +84,8 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
   w += block.column * s.outputs;
   out += block.row * s.inputs + block.column;
   // By the shape of the whole call, since the order of the sums changes. Transposing w costs as much as the dot
-  // products of some rows, most of all in vectors of 64 bytes; less where rows of w meet in the caches, as long ones
-  // may. And few inputs would fill part of a vector only.
+  // products of some rows, fewer where a row of w exceeds 4 KB and may meet the next one in the caches. And few inputs
+  // would fill part of a vector only.
   const index bytes = s.outputs * index(sizeof(T));
   const index few = bytes >= 1024 && bytes <= 4096 ? 12
                     : s.outputs >= 128             ? 8

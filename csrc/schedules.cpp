@@ -64,12 +64,19 @@ class Halves : public Schedule<T> {
   virtual void after(const Batch<T>&, int thread, int threads) = 0;
 };
 
-// Share `number` of `count` of a batch: blocks of rows whose losses are summed together.
+// The share of a thread in a batch: blocks of rows whose losses are summed together.
+template <class T>
+Rows share_of(const Batch<T>& batch, int thread, int threads) {
+  const index blocks = loss_blocks(batch.rows);
+  const auto begin = [&](int share) { return std::min(batch.rows, share_begin(blocks, share, threads) * loss_rows); };
+  return part_of(batch.all(), begin(thread), begin(thread + 1));
+}
+
+// Part `number` of `count` of a batch: such blocks, of which the last one may have few rows, as evenly as may be.
 template <class T>
 Rows rows_of(const Batch<T>& batch, index number, index count) {
-  // Rounded to the nearest whole block: the last one may have few rows, or one.
-  const auto begin = [&](index share) {
-    return std::min(batch.rows, (2 * batch.rows * share + count * loss_rows) / (2 * count * loss_rows) * loss_rows);
+  const auto begin = [&](index part) {
+    return std::min(batch.rows, (2 * batch.rows * part + count * loss_rows) / (2 * count * loss_rows) * loss_rows);
   };
   return part_of(batch.all(), begin(number), number + 1 < count ? begin(number + 1) : batch.rows);
 }
@@ -111,7 +118,7 @@ class RowsThenWeights final : public ByRows<T> {
   using ByRows<T>::ByRows;
 
   void before(const Batch<T>& batch, int thread, int threads) override {
-    this->forward_and_back(batch, rows_of(batch, thread, threads), this->parameters, thread);
+    this->forward_and_back(batch, share_of(batch, thread, threads), this->parameters, thread);
   }
 
   void after(const Batch<T>& batch, int thread, int threads) override {
@@ -141,7 +148,7 @@ class LayerByLayer final : public Schedule<T> {
 
   void stage(index number, const Batch<T>& batch, int thread, int threads) override {
     Worker<T>& worker = this->worker();
-    const Rows share = rows_of(batch, thread, threads);
+    const Rows share = share_of(batch, thread, threads);
     if (number == 0) {
       worker.gather(share);
     } else if (number <= count()) {
@@ -207,7 +214,7 @@ class Parts final : public ByRows<T> {
 
   void before(const Batch<T>& batch, int thread, int threads) override {
     if (!own_parts(threads))
-      return this->forward_and_back(batch, rows_of(batch, thread, threads), this->parameters, thread);
+      return this->forward_and_back(batch, share_of(batch, thread, threads), this->parameters, thread);
     const index end = share_begin(parts(), thread + 1, threads);
     for (index part = share_begin(parts(), thread, threads); part < end; part++) {
       this->forward_and_back(batch, rows_of(batch, part, parts()), this->parameters, thread);
@@ -292,13 +299,8 @@ class Replicas final : public ByRows<T> {
     const index end = share_begin(parts, thread + 1, threads);
     for (index part = share_begin(parts, thread, threads); part < end; part++) {
       const Rows rows = rows_of(batch, part, parts);
-      const Segment<T> gradient = gradients_[batch.number % 2][part];
       this->forward_and_back(batch, rows, own(thread), thread);
-      for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-        this->worker().weight_gradient(i, this->task.network.layers[i].all(), rows, false, gradient,
-                                       this->scratch(thread));
-        this->worker().bias_gradient(i, rows, false, gradient);
-      }
+      this->worker().gradients(rows, false, gradients_[batch.number % 2][part], this->scratch(thread));
     }
   }
 
@@ -354,10 +356,7 @@ class Tiles96 final : public Halves<T> {
         worker.forward(0, rows, this->parameters, scratch);
         worker.output_delta(rows, batch.scale, this->losses_of(batch, at));
         worker.propagate(0, rows, this->parameters, scratch);
-        for (size_t i = 0; i < this->task.network.layers.size(); i++) {
-          worker.weight_gradient(i, this->task.network.layers[i].all(), rows, add, gradients_.of(slot), scratch);
-          worker.bias_gradient(i, rows, add, gradients_.of(slot));
-        }
+        worker.gradients(rows, add, gradients_.of(slot), scratch);
       }
     });
   }

@@ -31,6 +31,7 @@ template <class T>
 INLINE void store(T* p, Vec<T> x) {
   *reinterpret_cast<UnalignedVec<T>*>(p) = x;
 }
+
 // The same vector in a register, for several operations: else each of them may load it again, which takes longer than
 // what they do with it.
 template <class T>

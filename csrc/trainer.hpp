@@ -363,6 +363,14 @@ class Worker {
     bias_gradient(i, rows, 0, network_.layers[i].width, add, gradient);
   }
 
+  // Of all weights and biases.
+  void gradients(Rows rows, bool add, Segment<T> gradient, T* scratch) {
+    for (size_t i = 0; i < network_.layers.size(); i++) {
+      weight_gradient(i, network_.layers[i].all(), rows, add, gradient, scratch);
+      bias_gradient(i, rows, add, gradient);
+    }
+  }
+
   static index sample(const Samples<T>& samples, index position) {
     return samples.order ? index(samples.order[position]) : position;
   }

@@ -162,8 +162,8 @@ INLINE Vec<T> multiplied_root(Vec<T> x) {
   return x < T(__builtin_inf()) ? (small ? root * (1 / C::scale) : root) : x;
 }
 
-// sqrt(x), rounded to nearest. In 64 bytes Intel's own takes longer than multiply-adds, and keeps the divisions around
-// it waiting; AMD's (Zen 4) takes half their time.
+// sqrt(x), rounded to nearest. In 64 bytes the processor's own takes longer than multiply-adds, and keeps the divisions
+// around it waiting; but not AMD's (Zen 4), which takes half their time.
 template <class T>
 INLINE Vec<T> root(Vec<T> x) {
 #if defined(__AVX512F__) && VECTOR_BYTES == 64

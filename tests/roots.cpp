@@ -1,5 +1,5 @@
 // Compares the square root that is made of multiply-adds to the processor's own, and prints the numbers at which they
-// differ: test_roots.py. In vectors of 64 bytes, for which it is used, on a processor that need not have them.
+// differ: test_roots.py. In vectors of 64 bytes, for which it may be used, on a processor that need not have them.
 #include <cmath>
 #include <cstdio>
 #include <cstring>

@@ -227,12 +227,14 @@ def test_forked_child_computes(name):
     assert run_python(code, PYFASTNN_BACKEND=name).split() == ["0"]
 
 
-# One network and batch a schedule: tiles, rows then weights, inputs then tail, four layers split, parts.
+# One network and batch a schedule: tiles, rows then weights, inputs then tail, four layers split, replicas,
+# parts.
 SCHEDULES = [
     ([5, 33, 17, 3], 1201),
     ([65, 129, 67, 5], 90),
     ([787, 31, 10], 13),
     ([40, 100, 70, 150, 2], 30),
+    ([30, 30, 2], 380),
     ([65, 129, 67, 5], 300),
 ]
 
