@@ -1,11 +1,12 @@
 // One struct per update rule: apply(w, g, slots, numbers) on vectors of parameters. The numbers of a
-// step are what pyfastnn/optimizers.py computes; formulas and sources are there.
+// step are what pyfastnn/optimizers.py computes; formulas and sources are there. `second`: of two vectors in turn,
+// which root() treats in two ways.
 
 struct GradientDescent {
   static constexpr const char* name = "sgd";
   static constexpr int slots = 0, numbers = 1;
   template <class T>
-  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>*, const T* numbers) {
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>*, const T* numbers, bool) {
     return w - numbers[0] * g;
   }
 };
@@ -14,7 +15,7 @@ struct Momentum {
   static constexpr const char* name = "momentum";
   static constexpr int slots = 1, numbers = 2;
   template <class T>
-  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers, bool) {
     slot[0] = numbers[1] * slot[0] + g;
     return w - numbers[0] * slot[0];
   }
@@ -24,7 +25,7 @@ struct Nesterov {
   static constexpr const char* name = "nesterov";
   static constexpr int slots = 1, numbers = 2;
   template <class T>
-  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers, bool) {
     slot[0] = numbers[1] * slot[0] + g;
     return w - numbers[0] * (numbers[1] * slot[0] + g);
   }
@@ -34,10 +35,10 @@ struct AdaptiveMoments {
   static constexpr const char* name = "adam";
   static constexpr int slots = 2, numbers = 4;
   template <class T>
-  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers) {
+  INLINE Vec<T> apply(Vec<T> w, Vec<T> g, Vec<T>* slot, const T* numbers, bool second) {
     slot[0] = slot[0] + numbers[2] * (g - slot[0]);
     slot[1] = slot[1] + numbers[3] * (g * g - slot[1]);
-    return w - numbers[0] * slot[0] / (root<T>(slot[1]) + numbers[1]);
+    return w - numbers[0] * slot[0] / (root<T>(slot[1], second) + numbers[1]);
   }
 };
 
@@ -47,15 +48,21 @@ void apply_rule(index count, T* w, const T* g, T* const* slots, const double* nu
   for (int i = 0; i < R::numbers; i++) rounded[i] = T(numbers[i]);
   Vec<T> slot[R::slots + 1];
   index i = 0;
-  for (; i + lanes<T> <= count; i += lanes<T>) {
+  const auto step = [&](bool second) __attribute__((always_inline)) {
     UNROLL for (int s = 0; s < R::slots; s++) slot[s] = load<T>(slots[s] + i);
-    store<T>(w + i, R::template apply<T>(load<T>(w + i), load<T>(g + i), slot, rounded));
+    store<T>(w + i, R::template apply<T>(load<T>(w + i), load<T>(g + i), slot, rounded, second));
     UNROLL for (int s = 0; s < R::slots; s++) store<T>(slots[s] + i, slot[s]);
+    i += lanes<T>;
+  };
+  while (i + 2 * lanes<T> <= count) {
+    step(false);
+    step(true);
   }
+  if (i + lanes<T> <= count) step(false);
   if (const index rest = count - i) {
     UNROLL for (int s = 0; s < R::slots; s++) slot[s] = load_part<T>(slots[s] + i, rest);
-    store_part<T>(w + i, R::template apply<T>(load_part<T>(w + i, rest), load_part<T>(g + i, rest), slot, rounded),
-                  rest);
+    const Vec<T> x = load_part<T>(w + i, rest), gradient = load_part<T>(g + i, rest);
+    store_part<T>(w + i, R::template apply<T>(x, gradient, slot, rounded, false), rest);
     UNROLL for (int s = 0; s < R::slots; s++) store_part<T>(slots[s] + i, slot[s], rest);
   }
 }

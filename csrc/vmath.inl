@@ -138,8 +138,8 @@ INLINE Vec<T> log_bounded(Vec<T> x) {
   return x < T(__builtin_inf()) ? y : x;
 }
 
-// sqrt(x) for x >= 0 by multiply-adds, rounded to nearest: every float, and a double unless its root lies within some
-// 2^-50 units of the middle between two.
+// sqrt(x) for x >= 0 by multiply-adds, rounded to nearest: tried at every float, and at all doubles whose roots lie so
+// near to the middle between two that the last step could miss it (tests/roots.cpp).
 template <class T>
 INLINE Vec<T> multiplied_root(Vec<T> x) {
   using C = Constants<T>;
@@ -163,11 +163,12 @@ INLINE Vec<T> multiplied_root(Vec<T> x) {
 }
 
 // sqrt(x), rounded to nearest. In 64 bytes the processor's own takes longer than multiply-adds, and keeps the divisions
-// around it waiting; but not AMD's (Zen 4), which takes half their time.
+// around it waiting; but AMD's (Zen 4) takes half the time of multiply-adds. Of doubles a little more: there one of two
+// vectors goes each way, and both units work.
 template <class T>
-INLINE Vec<T> root(Vec<T> x) {
+INLINE Vec<T> root(Vec<T> x, [[maybe_unused]] bool second) {
 #if defined(__AVX512F__) && VECTOR_BYTES == 64
-  if (!__builtin_cpu_is("amd")) return multiplied_root<T>(x);
+  if (!__builtin_cpu_is("amd") || (second && sizeof(T) == sizeof(double))) return multiplied_root<T>(x);
   if constexpr (sizeof(T) == sizeof(float))
     return _mm512_sqrt_ps(x);
   else
