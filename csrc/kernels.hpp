@@ -70,6 +70,9 @@ struct Gemm {
   // a_rows[i] + a_offset instead: a shuffled batch needs no copy.
   const T* const* a_rows = nullptr;
   index a_offset = 0;
+  // Of gemm_at_rows, unless zero: the rows of the next such product lie at a_rows[i + a_next] + a_offset, and begin to
+  // arrive.
+  index a_next = 0;
   // Unless null, b of gemm, gemm_rows and gemm_bt is a matrix in panels, from its row panel_row on; so are c and
   // start of gemm_at and gemm_at_rows. Their strides are not used then.
   const Panels* panels = nullptr;

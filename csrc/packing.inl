@@ -146,6 +146,7 @@ INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a
       T* to = packed + (block * depth + k) * Stride;
       for (index at = k; at < end; at++, to += Stride) {
         const T* const from = a.column(at) + row;
+        if constexpr (std::is_same_v<A, ColumnPointers<T>>) a.from(row, 0).fetch(at);
         if (inside - row >= Stride) {
           __builtin_memcpy(to, from, Stride * sizeof(T));
         } else {
@@ -157,7 +158,8 @@ INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a
   }
 }
 
-// Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead.
+// Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead, of rows
+// shorter than a vector only the first line.
 template <class T, class F>
 INLINE void gather_rows(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
                         index to_stride, F copy) {
@@ -167,7 +169,7 @@ INLINE void gather_rows(index count, index columns, const T* from, const std::in
   for (; i < fetching; i++, to += to_stride) {
     const T* const next = from + order[i + ahead] * columns;
     __builtin_prefetch(next);
-    __builtin_prefetch(next + columns - 1);
+    if (columns >= lanes<T>) __builtin_prefetch(next + columns - 1);
     copy(to, from + order[i] * columns);
   }
   for (; i < count; i++, to += to_stride) copy(to, from + order[i] * columns);

@@ -47,7 +47,7 @@ class SplitThenTail final : public Schedule<T> {
     Worker<T>& worker = this->worker(thread);
     if (number < count()) {
       if (number == 0)
-        worker.gather(batch.all());
+        worker.gather(batch.all(), first_input(thread, threads));
       else
         add_up(groups_[size_t(number - 1)], batch, thread, threads, this->parameters);
       forward(groups_[size_t(number)], batch, thread, threads);
@@ -163,6 +163,12 @@ class SplitThenTail final : public Schedule<T> {
   }
 
   index count() const { return index(groups_.size()); }
+
+  // Of a split first layer, the first input of this thread's.
+  index first_input(int thread, int threads) const {
+    const Group& first = groups_[0];
+    return first.layer ? 0 : first.parts.begin(share_begin(first.parts.count, thread, threads));
+  }
 
   // The layer below, as far as it is this thread's, and its parts of the sums.
   void forward(const Group& group, const Batch<T>& batch, int thread, int threads) {

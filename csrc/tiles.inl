@@ -38,10 +38,13 @@ template <class T>
 struct ColumnPointers {  // i in rows[k]
   static constexpr bool transposed = true;
   const T* const* rows;
-  index offset;
-  INLINE ColumnPointers of(const Gemm<T>& g) { return {g.a_rows, g.a_offset}; }
-  ColumnPointers from(index i, index k) const { return {rows + k, offset + i}; }
+  index offset, next;
+  INLINE ColumnPointers of(const Gemm<T>& g) { return {g.a_rows, g.a_offset, g.a_next}; }
+  ColumnPointers from(index i, index k) const { return {rows + k, offset + i, next}; }
   const T* column(index k) const { return rows[k] + offset; }
+  // What the next product reads in place of column(k) begins to arrive: with each column, since many lines at once
+  // would keep the multiply-adds waiting.
+  __attribute__((always_inline)) void fetch(index k) const { __builtin_prefetch(rows[next + k] + offset); }
 };
 
 // As ColumnMajor, in packed blocks of `stride` rows: the next rows are those of the next block.
@@ -145,6 +148,7 @@ INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
     UNROLL for (int j = 0; j < Vectors; j++) panel[j] = load<T>(b.data + k * b.stride + j / 2 * b.pairs + j % 2 * L);
     const T* column = nullptr;
     if constexpr (A::transposed) column = opaque(a.column(k));
+    if constexpr (std::is_same_v<A, ColumnPointers<T>>) a.fetch(k);
     UNROLL for (int i = 0; i < Rows; i++) {
       const T x = A::transposed ? column[i] : row[i][k];
       UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += x * panel[j];

@@ -95,7 +95,8 @@ class Worker {
         rows_(rows),
         copies_(network.layers.front().inputs * index(sizeof(T)) <= 128),
         x_(arena.take<T>(copies_ && gathered.any() ? rows * network.layers.front().inputs : 0)),
-        x_rows_(arena.take<const T*>(!copies_ && gathered.any() ? rows : 0)) {
+        next_(rows * network.layers.front().inputs * index(sizeof(T)) <= 256 * 1024 ? rows : 0),
+        x_rows_(arena.take<const T*>(!copies_ && gathered.any() ? rows + next_ : 0)) {
     for (const Layer<T>& layer : network.layers) {
       a_.push_back(arena.take<T>(rows * layer.stride));
       d_.push_back(arena.take<T>(rows * layer.stride));
@@ -115,16 +116,18 @@ class Worker {
 
   // Below, scratch is that of the calling thread.
 
-  void gather(Rows rows) {
-    fetch(rows);
-    if (!samples_.order) return;
+  // Rows of samples, whose x this worker reads from column `low` on.
+  void gather(Rows rows, index low = 0) {
+    if (!samples_.order) return fetch(rows, low);
     const index inputs = network_.layers.front().inputs, outputs = network_.layers.back().outputs;
     const std::int64_t* const from = samples_.order + rows.first;
     const index left = samples_.count - rows.first;
     if (copies_) {
       network_.kernels->gather(rows.count, inputs, samples_.x, from, left, x_ + rows.at * inputs, inputs);
     } else {
-      for (index r = 0; r < rows.count; r++) x_rows_[rows.at + r] = samples_.x + from[r] * inputs;
+      const auto row = [&](index r) { return samples_.x + from[std::min(r, left - 1)] * inputs; };
+      for (index r = 0; r < rows.count; r++) x_rows_[rows.at + r] = row(r);
+      for (index r = 0; next_ && r < rows.count; r++) x_rows_[next_ + rows.at + r] = row(next_ + r);
     }
     if (samples_.y) {
       const index width = network_.layers.back().width;
@@ -140,7 +143,6 @@ class Worker {
   // The sums of layer i over inputs [low, high), without bias, to c (rows, width), or added, summed up, to what is
   // there; then of at most max_row_depth inputs, and not of transposed weights.
   void part_of_sums(size_t i, Rows rows, index low, index high, Parameters<T>& p, bool add, T* c, T* scratch) const {
-    static constexpr T zeros[most_transposed] = {};
     const Layer<T>& layer = network_.layers[i];
     Gemm<T> product{rows.count, layer.outputs, high - low, nullptr, 0, p.values.at(layer.weights), 0, nullptr, 0,
                     c,          layer.width,   scratch,    true};
@@ -148,7 +150,6 @@ class Worker {
     if (layer.transposed) {
       product.b += low;
       product.ldb = layer.panels.width;
-      product.start = zeros;
       return network_.kernels->few_outputs(product);
     }
     product.panels = &layer.panels;
@@ -465,19 +466,17 @@ class Worker {
     network_.kernels->few_outputs_at(product);
   }
 
-  // Samples of the next step begin to arrive if rows of x are long, which the processor itself follows from
-  // there. Shorter ones, of which a product reads several at once, it finds in time. Inlined, or the compiler could
-  // leave out a call that changes nothing.
-  __attribute__((always_inline)) void fetch(Rows rows) const {
+  // Samples of the next step, taken as they lie, begin to arrive if rows of x are long: from column `low` on the
+  // processor itself follows them. Shorter ones, of which a product reads several at once, it finds in time. Inlined,
+  // or the compiler could leave out a call that changes nothing.
+  __attribute__((always_inline)) void fetch(Rows rows, index low) const {
     constexpr index line = 64 / sizeof(T), lines = 4;
     const index inputs = network_.layers.front().inputs;
     if (inputs <= lines * line) return;
     const index first = rows.first + rows_, last = std::min(first + rows.count, samples_.count);
     for (index i = 0; i < lines; i++) {
-      for (index r = first; r < last; r++) __builtin_prefetch(samples_.x + sample(samples_, r) * inputs + i * line);
+      for (index r = first; r < last; r++) __builtin_prefetch(samples_.x + r * inputs + low + i * line);
     }
-    if (!samples_.labels) return;
-    for (index r = first; r < last; r++) __builtin_prefetch(samples_.labels + sample(samples_, r));
   }
 
   // Where the sums of layer i from row `at` on go; and then what its slopes come from: these, or the outputs in their
@@ -499,6 +498,7 @@ class Worker {
   bool set_inputs(Gemm<T>& product, size_t i, Rows rows, index low) const {
     if (!i && samples_.order && !copies_) {
       product.a_rows = x_rows_ + rows.at;
+      product.a_next = next_;
       product.a_offset = low;
       return true;
     }
@@ -515,6 +515,7 @@ class Worker {
   const index rows_;
   const bool copies_;  // rows of x, else pointers to them
   T* const x_;
+  const index next_;  // how far in x_rows_ those of the next step are, if they stay in the caches until then; else zero
   const T** const x_rows_;
   std::vector<T*> a_, d_, z_, transposed_;
   T *y_, *weight_;
