@@ -92,9 +92,14 @@ void propagate(const KernelTable<T>& kernels, LayerShape s, const Block& block, 
                     : s.outputs >= 16              ? 4
                     : s.outputs > 1                ? 1
                                                    : 0;
-  const bool by_dots = s.rows <= few || (s.inputs <= 4 && s.outputs >= 64);
-  (by_dots ? kernels.gemm_dots : kernels.gemm_bt)({block.rows, block.columns, s.outputs, d + block.row * s.outputs,
-                                                   s.outputs, w, s.outputs, nullptr, 0, out, s.inputs, scratch});
+  const bool few_inputs = s.inputs > 0 && s.inputs <= most_transposed && s.outputs >= 16;
+  const Gemm<T> product{
+      block.rows, block.columns, s.outputs, d + block.row * s.outputs, s.outputs, w, s.outputs, nullptr, 0,
+      out,        s.inputs,      scratch};
+  // few_outputs gives the same sums, of several rows at once; but it reads all of w for each few rows of d, too often
+  // where that is long.
+  const bool by_few = few_inputs && s.rows > few && s.outputs < 128;
+  (by_few ? kernels.few_outputs : few_inputs || s.rows <= few ? kernels.gemm_dots : kernels.gemm_bt)(product);
 }
 
 }  // namespace

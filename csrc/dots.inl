@@ -1,6 +1,29 @@
 // Products with a transposed b as dot products: nothing is transposed, and no lane stays empty where there is one row
 // or one column, or few.
 
+// x in the lanes whose numbers lack a bit, y in those that have it. (Of __builtin_shufflevector GCC makes a shuffle,
+// for which there are fewer units.)
+template <class T, int Bit, int... Lane>
+INLINE Vec<T> blend(Vec<T> x, Vec<T> y, std::integer_sequence<int, Lane...> each) {
+#if defined(__AVX__) && VECTOR_BYTES == 32
+  constexpr int mask = ((Lane & Bit ? 1 << Lane : 0) | ...);
+  if constexpr (sizeof(T) == sizeof(float))
+    return _mm256_blend_ps(x, y, mask);
+  else
+    return _mm256_blend_pd(x, y, mask);
+#else
+  return (lane_numbers<T>(each) & Bit) != 0 ? y : x;
+#endif
+}
+
+// In the lanes that lack the bit: the sum of x there and in the lane that has it; in the others that of y.
+template <class T, int Bit, int... Lane>
+INLINE Vec<T> fold_pair(Vec<T> x, Vec<T> y, std::integer_sequence<int, Lane...> each) {
+  constexpr int L = lanes<T>;
+  const Vec<T> others = __builtin_shufflevector(x, y, (Lane & Bit ? Lane - Bit + L : Lane + Bit)...);
+  return blend<T, Bit>(x, y, each) + others;
+}
+
 // Lane i: the sum of the lanes of x[i], folded by halves as by sum_of. Count is a power of two, at most 2 Half.
 template <class T, int Half, int Count>
 INLINE Vec<T> sums_of(Vec<T> (&x)[Count]) {
@@ -9,11 +32,8 @@ INLINE Vec<T> sums_of(Vec<T> (&x)[Count]) {
   } else {
     constexpr int left = Count < Half ? Count : Half;
     Vec<T> sum[left];
-    UNROLL for (int i = 0; i < left; i++) {
-      Vec<T> low = x[i], high = x[Count > Half ? i + Half : i];
-      exchange<T, Half>(low, high, std::make_integer_sequence<int, lanes<T>>{});
-      sum[i] = low + high;
-    }
+    UNROLL for (int i = 0; i < left; i++) sum[i] =
+        fold_pair<T, Half>(x[i], x[Count > Half ? i + Half : i], std::make_integer_sequence<int, lanes<T>>{});
     return sums_of<T, Half / 2>(sum);
   }
 }

@@ -81,7 +81,7 @@ void few_outputs_of(const Gemm<T>& g) {
   if constexpr (Outputs <= lanes<T>) {
     constexpr int at_once = dots_at_once<T, Outputs>, together = dots_together<T, Outputs>;
     Vec<T> start{};
-    UNROLL for (int i = 0; i < lanes<T>; i++) start[i] = g.start[i % Outputs];
+    UNROLL for (int i = 0; i < lanes<T>; i++) start[i] = g.start ? g.start[i % Outputs] : T(0);
     DotOperands<T> operands{g.a, g.lda, g.b, g.ldb, g.depth};
     T* c = g.c;
     const index ldc = g.ldc;
@@ -94,7 +94,7 @@ void few_outputs_of(const Gemm<T>& g) {
     Gemm<T> half = g;
     few_outputs_of<T, Outputs / 2>(half);
     half.b += Outputs / 2 * g.ldb;
-    half.start += Outputs / 2;
+    if (half.start) half.start += Outputs / 2;
     half.c += Outputs / 2;
     few_outputs_of<T, Outputs - Outputs / 2>(half);
   }
@@ -144,16 +144,23 @@ INLINE void outputs_tile(const Gemm<T>& g, index row, index n) {
   }
 }
 
+template <class T, int Rows>
+INLINE void outputs_tiles(const Gemm<T>& g, index row) {
+  constexpr index L = lanes<T>;
+  for (index n = 0; n < g.columns; n += 2 * L) {
+    if (n + L < g.columns)
+      outputs_tile<T, Rows, 2>(g, row, n);
+    else
+      outputs_tile<T, Rows, 1>(g, row, n);
+  }
+}
+
 template <class T>
 void few_outputs_at(const Gemm<T>& g) {
-  constexpr index L = lanes<T>;
-  for (index row = 0; row < g.rows; row += 2) {
-    const bool two = row + 1 < g.rows;
-    for (index n = 0; n < g.columns; n += 2 * L) {
-      if (n + L < g.columns)
-        two ? outputs_tile<T, 2, 2>(g, row, n) : outputs_tile<T, 1, 2>(g, row, n);
-      else
-        two ? outputs_tile<T, 2, 1>(g, row, n) : outputs_tile<T, 1, 1>(g, row, n);
-    }
+  index row = 0;
+  if constexpr (widest == 4) {  // registers for the sums of four rows
+    for (; row + 4 <= g.rows; row += 4) outputs_tiles<T, 4>(g, row);
   }
+  for (; row + 2 <= g.rows; row += 2) outputs_tiles<T, 2>(g, row);
+  if (row < g.rows) outputs_tiles<T, 1>(g, row);
 }

@@ -1,4 +1,4 @@
-// The register tile of the matrix products: a few rows of a by one or two vectors of b's columns.
+// The register tile of the matrix products: a few rows of a by a few vectors of b's columns; of little depth all rows.
 //
 // a is only ever broadcast, so it can be read where it lies: row-major, transposed, or through pointers
 // to the rows of a shuffled batch. Vectors run across the columns of c, and every element is
@@ -92,6 +92,7 @@ struct Result {
     return below;
   }
   bool in_panels() const { return pairs > 2 * lanes<T>; }
+  bool starts_by_rows() const { return start && start_stride; }  // else from the same row, or zero
   // Whether what a tile writes to is worth fetching while the one before it is computed: what it adds to, and where
   // that is a vector or two a row anything.
   bool arrives(index depth) const { return depth >= 64 && (widest == 2 || descends || start == c); }
@@ -238,4 +239,45 @@ struct Tiles;
 template <class T, class A, int Vectors, int... Below>
 struct Tiles<T, A, Vectors, std::integer_sequence<int, Below...>> {
   static constexpr void (*of[])(const RowOfTiles<T, A>&) = {row_of_tiles<T, A, Below + 1, Vectors>...};
+};
+
+// Depth up to which b's vectors stay in registers while all rows of a go by.
+constexpr int shallow = 4;
+
+// All rows x (Vectors lanes) of a product of so little depth, from one row of start or zero.
+template <class T, int Depth, int Vectors, class A>
+void shallow_rows(index rows, A a, ColumnsOfB<T> b, const Result<T>& result) {
+  constexpr int L = lanes<T>;
+  const Result<T> to = result;  // what vectors are stored to could be anything else
+  const index last = to.last;
+  Vec<T> panel[Depth][Vectors], start[Vectors];
+  UNROLL for (int j = 0; j < Vectors; j++) {
+    UNROLL for (int k = 0; k < Depth; k++) panel[k][j] = load<T>(b.data + k * b.stride + j / 2 * b.pairs + j % 2 * L);
+    start[j] = Vec<T>{};
+    if (to.start)
+      start[j] =
+          j < Vectors - 1 || last == L ? load<T>(to.vector(to.start, j)) : load_part<T>(to.vector(to.start, j), last);
+  }
+  T* c = to.c;
+  for (index row = 0; row < rows; row++, c += to.ldc) {
+    T x[Depth];
+    UNROLL for (int k = 0; k < Depth; k++) x[k] = a.row(row)[k];
+    UNROLL for (int j = 0; j < Vectors; j++) {
+      Vec<T> sum = start[j];
+      UNROLL for (int k = 0; k < Depth; k++) sum += x[k] * panel[k][j];
+      if (j < Vectors - 1 || last == L)
+        store<T>(to.vector(c, j), sum);
+      else
+        store_part<T>(to.vector(c, j), sum, last);
+    }
+  }
+}
+
+// By depth, from one on.
+template <class T, class A, int Vectors, class = std::make_integer_sequence<int, shallow>>
+struct Shallow;
+template <class T, class A, int Vectors, int... Below>
+struct Shallow<T, A, Vectors, std::integer_sequence<int, Below...>> {
+  static constexpr void (*of[])(index, A, ColumnsOfB<T>,
+                                const Result<T>&) = {shallow_rows<T, Below + 1, Vectors, A>...};
 };

@@ -140,6 +140,7 @@ def test_the_sign_of_zero_is_the_same_on_any_number_of_threads(dtype):
         *((150, 1100, 1000), (3000, 30, 200), (3000, 601, 3), (3000, 3, 400)),
         *((3001, 334, 2), (1003, 1037, 4), (700_001, 3, 1), (8, 3001, 901)),
         *((8, 65, 20_000), (40, 1100, 1024), (11, 1100, 509)),
+        *((30_001, 3, 50), (20_000, 4, 127), (40_000, 2, 16)),
     ],
     ids=repr,
 )
@@ -184,14 +185,30 @@ def test_vectors_chosen_for_the_network_give_the_same_bits(monkeypatch, dtype, l
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("inputs", [3, 70])
+@pytest.mark.parametrize("inputs", [1, 2, 3, 4, 70])
 @pytest.mark.parametrize("backend", COMPILED, ids=lambda backend: backend.isa)
 def test_one_row_has_the_bits_of_its_batch(backend, dtype, inputs):
-    """A single row goes another way, which depends on how many vectors its columns fill."""
+    """A single row goes another way, which depends on how many vectors its columns fill, and so do a few rows."""
     rng = np.random.default_rng(2)
     for outputs in range(1, 150):
-        sizes = (5, inputs), (inputs, outputs), (outputs,)
+        sizes = (13, inputs), (inputs, outputs), (outputs,)
         x, w, b = (rng.normal(size=size).astype(dtype) for size in sizes)
         with pf.use_backend(backend):
-            rows = [pf.dense_forward(x[i : i + 1], w, b) for i in range(len(x))]
-            np.testing.assert_array_equal(np.concatenate(rows), pf.dense_forward(x, w, b))
+            whole = pf.dense_forward(x, w, b)
+            for at_once in (1, 5):
+                rows = [pf.dense_forward(x[i : i + at_once], w, b) for i in range(0, len(x), at_once)]
+                np.testing.assert_array_equal(np.concatenate(rows), whole)
+
+
+@pytest.mark.parametrize("backend", COMPILED, ids=lambda backend: backend.isa)
+def test_an_update_has_the_bits_of_its_parts(backend, dtype):
+    """Threads split parameters where they like, while vectors of a range may take turns."""
+    rng = np.random.default_rng(4)
+    whole = [rng.random(3000).astype(dtype) for _ in range(4)]  # parameters, two slots, gradient
+    parts = [array.copy() for array in whole]
+    numbers = pf.Adam().numbers(7, 1)[0].tolist()
+    backend.update("adam", whole[0], whole[3], whole[1:3], numbers)
+    for first, end in ((0, 40), (40, 1000), (1000, 1024), (1024, 3000)):
+        part = [array[first:end] for array in parts]
+        backend.update("adam", part[0], part[3], part[1:3], numbers)
+    np.testing.assert_array_equal(parts, whole)
