@@ -188,7 +188,7 @@ def test_vectors_chosen_for_the_network_give_the_same_bits(monkeypatch, dtype, l
 @pytest.mark.parametrize("inputs", [1, 2, 3, 4, 70])
 @pytest.mark.parametrize("backend", COMPILED, ids=lambda backend: backend.isa)
 def test_one_row_has_the_bits_of_its_batch(backend, dtype, inputs):
-    """A single row goes another way, which depends on how many vectors its columns fill, and so do a few rows."""
+    """A single row goes another way, which depends on how many vectors its columns fill; so do a few rows."""
     rng = np.random.default_rng(2)
     for outputs in range(1, 150):
         sizes = (13, inputs), (inputs, outputs), (outputs,)
