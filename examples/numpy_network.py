@@ -75,6 +75,7 @@ def compare(sizes, batch_size):
     seconds = [[], []]
     for _ in range(3):  # in turn, so that a busy moment of the machine hits both
         for step, own, times in zip(steps, parameters, seconds, strict=True):
+            time.sleep(0.2)  # OpenBLAS keeps a thread spinning for some time, whoever wants its core
             times += train(step, own, batches)
 
     slow, fast = (np.median(times) * 1e6 for times in seconds)
