@@ -158,8 +158,8 @@ INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a
   }
 }
 
-// Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead, of rows
-// shorter than a vector only the first line.
+// Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead; of rows shorter
+// than a vector, only the first line.
 template <class T, class F>
 INLINE void gather_rows(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
                         index to_stride, F copy) {

@@ -152,9 +152,9 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     const bool is_shallow = depth > 0 && depth <= shallow && rows > tallest<A, 1>;
     if (is_narrow && is_shallow && !target(first).descends && !target(first).starts_by_rows()) {
       for (index n = first; n < end; n += vectors(n) * L)
-        (vectors(n) == 4   ? Shallow<T, A, widest>::of
-         : vectors(n) == 2 ? Shallow<T, A, 2>::of
-                           : Shallow<T, A, 1>::of)[depth - 1](rows, a, columns(n), target(n));
+        (vectors(n) == 4   ? Shallow<T, widest>::of
+         : vectors(n) == 2 ? Shallow<T, 2>::of
+                           : Shallow<T, 1>::of)[depth - 1](rows, a, columns(n), target(n));
       return;
     }
   }

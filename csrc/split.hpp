@@ -97,8 +97,10 @@ class SplitThenTail final : public Schedule<T> {
           count(std::min(layer ? units : inputs / part_inputs, most_parts)) {}
 
     index begin(index part) const { return std::min(inputs, units * part / count * unit); }
+    // Where the inputs of a thread begin.
+    index begin_of(int thread, int threads) const { return begin(share_begin(count, thread, threads)); }
     // Whether the larger share of two threads is not much more than half.
-    bool is_balanced() const { return 3 * begin(share_begin(count, 1, 2)) <= 2 * inputs; }
+    bool is_balanced() const { return 3 * begin_of(1, 2) <= 2 * inputs; }
   };
 
   // A layer whose inputs are split, with the layer below it unless it is the first one.
@@ -167,7 +169,7 @@ class SplitThenTail final : public Schedule<T> {
   // Of a split first layer, the first input of this thread's.
   index first_input(int thread, int threads) const {
     const Group& first = groups_[0];
-    return first.layer ? 0 : first.parts.begin(share_begin(first.parts.count, thread, threads));
+    return first.layer ? 0 : first.parts.begin_of(thread, threads);
   }
 
   // The layer below, as far as it is this thread's, and its parts of the sums.

@@ -245,8 +245,8 @@ struct Tiles<T, A, Vectors, std::integer_sequence<int, Below...>> {
 constexpr int shallow = 4;
 
 // All rows x (Vectors lanes) of a product of so little depth, from one row of start or zero.
-template <class T, int Depth, int Vectors, class A>
-void shallow_rows(index rows, A a, ColumnsOfB<T> b, const Result<T>& result) {
+template <class T, int Depth, int Vectors>
+void shallow_rows(index rows, RowMajor<T> a, ColumnsOfB<T> b, const Result<T>& result) {
   constexpr int L = lanes<T>;
   const Result<T> to = result;  // what vectors are stored to could be anything else
   const index last = to.last;
@@ -274,10 +274,10 @@ void shallow_rows(index rows, A a, ColumnsOfB<T> b, const Result<T>& result) {
 }
 
 // By depth, from one on.
-template <class T, class A, int Vectors, class = std::make_integer_sequence<int, shallow>>
+template <class T, int Vectors, class = std::make_integer_sequence<int, shallow>>
 struct Shallow;
-template <class T, class A, int Vectors, int... Below>
-struct Shallow<T, A, Vectors, std::integer_sequence<int, Below...>> {
-  static constexpr void (*of[])(index, A, ColumnsOfB<T>,
-                                const Result<T>&) = {shallow_rows<T, Below + 1, Vectors, A>...};
+template <class T, int Vectors, int... Below>
+struct Shallow<T, Vectors, std::integer_sequence<int, Below...>> {
+  static constexpr void (*of[])(index, RowMajor<T>, ColumnsOfB<T>,
+                                const Result<T>&) = {shallow_rows<T, Below + 1, Vectors>...};
 };
