@@ -163,6 +163,51 @@ void dense_backward(const KernelTable<T>& kernels, LayerShape s, const T* x, con
 }
 
 template <class T>
+void dense_update(const KernelTable<T>& kernels, LayerShape s, const T* x, const T* d, double rate, T* w, T* b) {
+  const int threads = threads_for<T>(work(s));
+  const Grid grid(s.inputs, s.outputs, threads, by_columns(s.inputs, s.rows, s.outputs));
+  // The product itself can descend, and fetch meanwhile what another core may have of w.
+  const bool at_once = s.outputs % kernels.lanes == 0 && s.rows <= max_depth;
+  const Rule<T>* descent = kernels.rules;
+  while (!descent->descends) descent++;
+  // Else it gives pieces of the gradient, which are used while a cache has them.
+  const index piece = std::max((index(1) << 16) / index(sizeof(T)), s.outputs);
+  T* const scratch = scratch_for<T>(threads, scratch_size<T> + piece);
+  const auto update_weights = [&](const Block& block, T* own, T* gradient) {
+    Gemm<T> product{
+        block.rows, block.columns, s.rows, x + block.row, s.inputs, d + block.column, s.outputs, nullptr, 0, w, 0, own};
+    if (at_once) {
+      product.c += block.row * s.outputs + block.column;
+      product.ldc = s.outputs;
+      product.padded = product.descends = true;
+      product.rate = T(rate);
+      return kernels.gemm_at(product);
+    }
+    product.c = gradient;
+    product.ldc = block.columns;
+    const index height = std::max<index>(piece / std::max<index>(block.columns, 1), 1);
+    for (index row = block.row, end = row + block.rows; row < end; row += height, product.a += height) {
+      product.rows = std::min(height, end - row);
+      kernels.gemm_at(product);
+      const T* g = gradient;
+      map_block({row, product.rows, block.column, block.columns}, s.outputs,
+                [&](index rows, index columns, index offset) {
+                  descent->apply(rows * columns, w + offset, g, nullptr, &rate);
+                  g += rows * columns;
+                });
+    }
+  };
+  threads::for_each(grid.count() + 1, threads, [&](index task, int thread) {
+    T* const own = scratch + thread * (scratch_size<T> + piece);
+    T* const gradient = own + scratch_size<T>;
+    if (task < grid.count()) return update_weights(grid.block(task), own, gradient);
+    std::fill_n(gradient, s.outputs, T(0));
+    kernels.add_rows(s.rows, s.outputs, s.outputs, d, gradient);
+    descent->apply(s.outputs, b, gradient, nullptr, &rate);
+  });
+}
+
+template <class T>
 double output_delta(const KernelTable<T>& kernels, index rows, index outputs, const T* a, const Targets<T>& targets,
                     double scale, const Loss<T>& loss, const Activation<T>& activation, bool matched, T* d) {
   // Blocks fixed by the shape, summed in their order: the same bits whatever the threads.
@@ -197,6 +242,7 @@ double output_delta(const KernelTable<T>& kernels, index rows, index outputs, co
   template void activation_delta(const KernelTable<T>&, LayerShape, const T*, const T*, const T*,                    \
                                  const Activation<T>&, T*);                                                          \
   template void dense_backward(const KernelTable<T>&, LayerShape, const T*, const T*, const T*, T*, T*, T*);         \
+  template void dense_update(const KernelTable<T>&, LayerShape, const T*, const T*, double, T*, T*);                 \
   template double output_delta(const KernelTable<T>&, index, index, const T*, const Targets<T>&, double,             \
                                const Loss<T>&, const Activation<T>&, bool, T*);
 INSTANTIATE(float)

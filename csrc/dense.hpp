@@ -37,6 +37,10 @@ void activation_delta(const KernelTable<T>&, LayerShape, const T* d, const T* w,
 template <class T>
 void dense_backward(const KernelTable<T>&, LayerShape, const T* x, const T* w, const T* d, T* dw, T* db, T* dx);
 
+// w -= rate x^T d, b -= rate times the column sums of d.
+template <class T>
+void dense_update(const KernelTable<T>&, LayerShape, const T* x, const T* d, double rate, T* w, T* b);
+
 // How many sums of losses so many rows have.
 constexpr index loss_blocks(index rows) { return (rows + loss_rows - 1) / loss_rows; }
 

@@ -32,12 +32,8 @@ def step_with_pyfastnn(x, y, w1, b1, w2, b2):
     a2 = pf.dense_forward(a1, w2, b2, "softmax")
     _, d2 = pf.output_delta(a2, y, "cross_entropy", "softmax")
     d1 = pf.sigmoid_delta(d2, w2, a1)
-    dw1, db1, _ = pf.dense_backward(x, w1, d1, need_dx=False)
-    dw2, db2, _ = pf.dense_backward(a1, w2, d2, need_dx=False)
-    w1 -= RATE * dw1
-    b1 -= RATE * db1
-    w2 -= RATE * dw2
-    b2 -= RATE * db2
+    pf.dense_update(x, w1, b1, d1, RATE)
+    pf.dense_update(a1, w2, b2, d2, RATE)
 
 
 def parameters_for(inputs, hidden, outputs):

@@ -14,7 +14,14 @@ from .backends import (
 from .backends.plan import BackendUnavailableError
 from .callbacks import Callback, History
 from .config import show_config
-from .kernels import activation_delta, dense_backward, dense_forward, output_delta, sigmoid_delta
+from .kernels import (
+    activation_delta,
+    dense_backward,
+    dense_forward,
+    dense_update,
+    output_delta,
+    sigmoid_delta,
+)
 from .mlp import MLP
 from .optimizers import SGD, Adam
 
@@ -34,6 +41,7 @@ __all__ = [
     "datasets",
     "dense_backward",
     "dense_forward",
+    "dense_update",
     "get_backend",
     "get_num_threads",
     "initialisers",

@@ -20,6 +20,7 @@ import numpy as np
 
 from ._names import lookup
 from ._typing import Array
+from .activations import Activation
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,16 @@ def get(name: str | Loss, argument: str = "loss") -> Loss:
     return lookup(LOSSES, name, argument)
 
 
-def check_pair(loss: Loss, activation: str) -> None:
-    """Raise a ValueError where the loss is not defined for that output activation."""
-    if loss.outputs is not None and activation not in loss.outputs:
+def check_pair(loss: Loss, activation: Activation) -> None:
+    """Raise a ValueError where the activation cannot be the output's with that loss."""
+    name = activation.name
+    if activation.slope_from == "input":
         raise ValueError(
-            f"loss {loss.name!r} needs the output activation {' or '.join(loss.outputs)}, got {activation!r}"
+            f"output activation {name!r} is not supported: its slope is no function of the output"
+        )
+    if loss.outputs is not None and name not in loss.outputs:
+        raise ValueError(
+            f"loss {loss.name!r} needs the output activation {' or '.join(loss.outputs)}, got {name!r}"
         )
 
 

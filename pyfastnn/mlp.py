@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import _checks, activations, initialisers, losses, optimizers
+from ._quick import quick
 from ._typing import Array, Remote
 from .activations import Activation
-from .backends import everywhere, get_backend
+from .backends import get_backend
 from .backends.plan import Plan, Spec
 from .callbacks import Callback, History, ProgressBar
-from .kernels import check_output
 from .losses import Loss
 from .optimizers import Adam, Optimizer, OptimizerState
 
@@ -97,7 +97,7 @@ class MLP:
         self.weights, self.biases = spec.unflatten(self._params)
         self._training: tuple[Optimizer, OptimizerState] | None = None
         self._latest_plan: Plan | None = None
-        self._quick: Callable[[Array, Array | None], Array | None] = lambda x, out: None
+        self._bound: object = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -146,6 +146,7 @@ class MLP:
             lines.append(f"{number:>5} {inputs:>8,} {outputs:>8,}  {f.name:<11} {count:>12,}")
         return "\n".join(lines)
 
+    @quick
     def predict(self, x: Array, out: Array | None = None) -> Array:
         """The outputs of the network; for softmax and sigmoid, probabilities.
 
@@ -165,12 +166,7 @@ class MLP:
         TypeError, ValueError
             For an array of another type, dtype, shape or layout, or an overlapping ``out``.
         """
-        plan = self._latest_plan
-        if plan is None or plan.backend is not everywhere[0]:
-            plan = self._plan()
-        result = self._quick(x, out)
-        if result is not None:
-            return result
+        plan = self._plan()
         x, given, params = self._inputs("x", x), out, self._params
         shape, backend = (len(x), self.layers[-1]), plan.backend
         out = _checks.output(
@@ -382,9 +378,7 @@ class MLP:
         backend, plan = get_backend(), self._latest_plan
         if plan is None or plan.backend is not backend:
             plan = self._latest_plan = backend.plan(self._spec)
-            self._quick = plan.quick(self._params)
-            if MLP.predict is _predict:
-                MLP.predict = backend.quick_method(_predict)  # type: ignore[method-assign]
+            self._bound = plan.bound(self._params)
         return plan
 
     def _optimizer_state(self, optimizer: Optimizer) -> OptimizerState:
@@ -447,7 +441,7 @@ def _spec(
             raise ValueError(f"activation {f.name!r} serves as output only")
     last = activations.get(output, "output activation")
     chosen_loss = losses.default_for(last.name) if loss is None else losses.get(loss)
-    check_output(chosen_loss, last)
+    losses.check_pair(chosen_loss, last)
     return Spec(sizes, (*hidden, last), chosen_loss, _checks.float_dtype("dtype", dtype))
 
 

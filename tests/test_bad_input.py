@@ -37,6 +37,11 @@ FUNCTIONS = {
     ),
     "sigmoid_delta": ({"d1": (N, M), "w1": (K, M), "a0": (N, K), "out": (N, K)}, {}, ("out",)),
     "dense_backward": ({"x": (N, K), "w": (K, M), "d": (N, M)}, {}, ()),
+    "dense_update": (
+        {"x": (N, K), "w": (K, M), "b": (M,), "d": (N, M)},
+        {"learning_rate": 0.5},
+        ("w", "b"),
+    ),
     "output_delta": (
         {"a": (N, M), "y": (N, M), "sample_weight": (N,), "out": (N, M)},
         {"loss": "mse", "activation": "tanh"},
@@ -67,6 +72,9 @@ MISMATCHES = [
     ("sigmoid_delta", "w1", 1, "w1"), ("sigmoid_delta", "a0", 1, "a0"), ("sigmoid_delta", "out", 1, "out"),
     ("dense_backward", "x", 0, "d"), ("dense_backward", "x", 1, "w"), ("dense_backward", "w", 0, "w"),
     ("dense_backward", "w", 1, "d"), ("dense_backward", "d", 0, "d"), ("dense_backward", "d", 1, "d"),
+    ("dense_update", "x", 0, "d"), ("dense_update", "x", 1, "w"), ("dense_update", "w", 0, "w"),
+    ("dense_update", "w", 1, "b"), ("dense_update", "b", 0, "b"), ("dense_update", "d", 0, "d"),
+    ("dense_update", "d", 1, "d"),
     ("output_delta", "a", 0, "y"), ("output_delta", "a", 1, "y"), ("output_delta", "y", 0, "y"),
     ("output_delta", "y", 1, "y"), ("output_delta", "sample_weight", 0, "sample_weight"),
     ("output_delta", "out", 0, "out"), ("output_delta", "out", 1, "out"),
@@ -132,13 +140,15 @@ def test_wrong_output(function, name, spoil, error, message, dtype):
 def test_overlapping_output(function, output, used, shared, dtype):
     arguments = good(function, dtype)
     count = {"all": arguments[used].size, "one element": 1, "nothing": 0}[shared]
-    expected = np.array(getattr(pf, function)(**arguments)[-1])
+    apart = good(function, dtype)
+    getattr(pf, function)(**apart)
     arguments[output], arguments[used] = overlapping(arguments[output], arguments[used], count)
     if count:
         refuse(function, arguments, ValueError, rf"^{output} {MEMORY} {used}$")
     else:
         # Neighbours in one buffer are no overlap.
-        np.testing.assert_array_equal(getattr(pf, function)(**arguments)[-1], expected)
+        getattr(pf, function)(**arguments)
+        np.testing.assert_array_equal(arguments[output], apart[output])
 
 
 @pytest.mark.parametrize("name", ["x", "w", "b"])
@@ -163,6 +173,31 @@ def test_unknown_names(function, argument, known, dtype):
     refuse(function, arguments | {argument: "nonsense"}, ValueError, listed)
     for wrong in (None, 3, b"tanh"):
         refuse(function, arguments | {argument: wrong}, TypeError, rf"^{argument} must be a name \(str\)")
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "message"),
+    [
+        (-0.1, ValueError, r"must be in \[0, inf\), got -0.1"),
+        (np.inf, ValueError, r"must be in \[0, inf\), got inf"),
+        (np.nan, ValueError, r"must be in \[0, inf\), got nan"),
+        ("0.1", TypeError, "must be a number, got str"),
+        (True, TypeError, "must be a number, got bool"),
+        (None, TypeError, "must be a number, got NoneType"),
+    ],
+    ids=str,
+)
+def test_learning_rates(rate, error, message, dtype):
+    arguments = good("dense_update", dtype) | {"learning_rate": rate}
+    refuse("dense_update", arguments, error, f"^learning_rate {message}")
+
+
+@pytest.mark.parametrize("rate", [np.float32(0.5), np.float64(0.5), 0.5])
+def test_learning_rates_of_numpy_are_numbers(backend, rate, dtype):
+    arguments, expected = good("dense_update", dtype), good("dense_update", dtype)
+    pf.dense_update(**arguments | {"learning_rate": rate})
+    pf.dense_update(**expected)
+    np.testing.assert_array_equal(arguments["w"], expected["w"])
 
 
 def test_activation_that_does_not_serve(dtype):
@@ -285,6 +320,9 @@ def test_empty_batches_pass_through_the_layers(backend, dtype):
         if not f.rowwise:
             assert pf.activation_delta(d, w, x, name, z0=x.copy()).shape == (0, K)
     assert pf.sigmoid_delta(d, w, x).shape == (0, K)
+    pf.dense_update(x, w, b, d, 0.5)
+    np.testing.assert_array_equal(w, np.ones((K, M)))
+    np.testing.assert_array_equal(b, np.ones(M))
     dw, db, dx = pf.dense_backward(x, w, d)
     np.testing.assert_array_equal(dw, np.zeros((K, M)))
     np.testing.assert_array_equal(db, np.zeros(M))

@@ -160,7 +160,9 @@ def test_kernels_have_the_same_bits_on_any_number_of_threads(dtype, shape):
                         pf.dense_forward(x, w, b, "softmax"),
                         pf.activation_delta(d, w, x, "tanh"),
                         *pf.dense_backward(x, w, d),
+                        *(changed := (w.copy(), b.copy())),
                     ]
+                    pf.dense_update(x, *changed, d, 0.1)
                 finally:
                     _core.oversubscribe(False)
                     pf.set_num_threads(0)

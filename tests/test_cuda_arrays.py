@@ -110,6 +110,9 @@ def test_arrays_on_the_device_stay_there(cuda, copies):
     copies["download"].clear()
     results = pf.dense_forward(*there[:3], "tanh"), *pf.dense_backward(there[0], there[1], there[3])
     results = *results, pf.sigmoid_delta(there[3], there[1], there[0])
+    changed = on_device(cuda, w), on_device(cuda, b)
+    pf.dense_update(there[0], *changed, there[3], 0.5)
+    results, host = (*results, *changed), (*host, w - 0.5 * host[1], b - 0.5 * host[2])
     assert copies["download"] == []
     for result, exact in zip(results, host, strict=True):
         assert isinstance(result, DeviceView)

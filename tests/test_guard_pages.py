@@ -41,6 +41,7 @@ def call_everything(dtype: str) -> None:
         pf.dense_forward(x, w, b, "tanh", out=a)
         pf.activation_delta(d, w, x, "tanh", out=s)
         pf.dense_backward(x, w, d)
+        pf.dense_update(x, guarded(w), guarded(b), d, 0.1)
         if n and k and m:
             pf.output_delta(a, d, "mse", "tanh", out=guarded(a))
             pf.MLP([k, m], output="tanh", loss="mse", dtype=dtype, seed=0).predict(x, out=a)

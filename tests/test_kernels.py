@@ -61,6 +61,10 @@ def test_products_of_small_integers_are_exact(backend, dtype, shape):
     np.testing.assert_array_equal(dw, x.T @ d)
     np.testing.assert_array_equal(db, d.sum(axis=0))
     np.testing.assert_array_equal(dx, d @ w.T)
+    changed_w, changed_b = w.copy(), b.copy()
+    pf.dense_update(x, changed_w, changed_b, d, 0.5)
+    np.testing.assert_array_equal(changed_w, w - (x.T @ d) / 2)
+    np.testing.assert_array_equal(changed_b, b - d.sum(axis=0) / 2)
     a = integers(rng, (n, k), dtype)
     np.testing.assert_array_equal(
         pf.activation_delta(d, w, a, "relu", out=poisoned((n, k), dtype)), np.where(a > 0, d @ w.T, 0)
@@ -102,6 +106,22 @@ def test_backward_errs_within_the_bound(backend, dtype, shape):
     without = pf.dense_backward(x, w, d, need_dx=False)
     assert without[2] is None
     np.testing.assert_array_equal(without[0], dw)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_update_errs_within_the_bound(backend, dtype, shape):
+    x, w, b, d = layer(shape, dtype)
+    wide_x, wide_w, wide_b, wide_d = (array.astype(np.float64) for array in (x, w, b, d))
+    rate = 0.1
+    pf.dense_update(x, w, b, d, rate)
+    for got, old, left in ((w, wide_w, wide_x.T), (b, wide_b, np.ones((1, len(d))))):
+        gradient = left @ wide_d
+        exact = old - rate * gradient
+        # The sum errs, and so do the rate in this dtype, its product and the difference; in float64 those
+        # of the exact value too.
+        bound = rate * tolerance.product(left, wide_d, dtype)
+        bound += 2 * tolerance.unit(dtype) * (2 * rate * abs(gradient) + abs(exact))
+        assert (abs(got - exact) <= bound + tolerance.floor(dtype)).all()
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -226,7 +246,9 @@ def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit(dtype, shape,
     for backend in fused:
         with pf.use_backend(backend):
             a = pf.dense_forward(x, w, b, name)
-            results.append((a, *pf.dense_backward(x, w, d)))
+            changed = w.copy(), b.copy()
+            pf.dense_update(x, *changed, d, 0.1)
+            results.append((a, *pf.dense_backward(x, w, d), *changed))
     for result in results[1:]:
         for got, first in zip(result, results[0], strict=True):
             np.testing.assert_array_equal(got, first)
@@ -248,7 +270,7 @@ def test_nothing_outside_the_arrays_is_written_or_used(backend, dtype, shape):
             inner[...] = values
         return whole, inner
 
-    x, w, b, d = (window(array.shape, array)[1] for array in layer(shape, dtype))
+    (_, x), (outer_w, w), (outer_b, b), (_, d) = (window(array.shape, array) for array in layer(shape, dtype))
     outer_a, a = window((n, m))
     outer_s, s = window((n, k))
     pf.dense_forward(x, w, b, out=a)
@@ -256,7 +278,8 @@ def test_nothing_outside_the_arrays_is_written_or_used(backend, dtype, shape):
     derivatives = pf.dense_backward(x, w, d)
     outer_d, out = window((n, m))
     pf.output_delta(a, d, "mse", "identity", out=out)
-    for outer, inner in ((outer_a, a), (outer_s, s), (outer_d, out)):
+    pf.dense_update(x, w, b, d, 0.1)
+    for outer, inner in ((outer_a, a), (outer_s, s), (outer_d, out), (outer_w, w), (outer_b, b)):
         assert np.isfinite(inner).all()
         assert np.isnan(outer[:guard]).all()
         assert np.isnan(outer[guard + inner.size :]).all()

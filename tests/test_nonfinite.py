@@ -180,6 +180,13 @@ def test_backward(backend, dtype, shape):
     x[-1, 0], w[1, 1], d[1, -1] = np.nan, np.inf, -np.inf
     compare(lambda: flat(pf.dense_backward(x, w, d)))
 
+    def changed():
+        parameters = w.copy(), np.ones(m, dtype)
+        pf.dense_update(x, *parameters, d, 0.1)
+        return flat(parameters)
+
+    compare(changed)
+
 
 OPTIMIZERS = [
     pf.SGD(0.1),

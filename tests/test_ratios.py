@@ -74,7 +74,7 @@ def seconds_of(call: Callable[[], object], count: int) -> list[float]:
 @pytest.mark.parametrize(
     "shape", [(512, 3, 500), (512, 500, 16), (3000, 200, 1), (10, 784, 500), (3, 2000, 500)]
 )
-@pytest.mark.parametrize("kernel", ["forward", "delta", "backward"])
+@pytest.mark.parametrize("kernel", ["forward", "delta", "backward", "update"])
 def test_two_threads_hardly_take_longer_than_one(kernel, shape):
     pf.set_backend(BEST)
     n, k, m = shape
@@ -84,6 +84,7 @@ def test_two_threads_hardly_take_longer_than_one(kernel, shape):
         "forward": partial(pf.dense_forward, x, w, b, "sigmoid", np.empty((n, m), np.float32)),
         "delta": partial(pf.sigmoid_delta, d, w, x, np.empty((n, k), np.float32)),
         "backward": partial(pf.dense_backward, x, w, d),
+        "update": partial(pf.dense_update, x, w, b, d, 0.0),
     }[kernel]
 
     def with_threads(threads: int) -> list[float]:

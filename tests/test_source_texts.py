@@ -32,6 +32,9 @@ def test_one_weight_learns(backend, dtype):
     np.testing.assert_allclose(dw, [[-0.142]], rtol=0, atol=5e-4)
     backend.update("sgd", w.reshape(1), dw.reshape(1), [], [0.05])
     np.testing.assert_allclose(w, [[0.1571]], rtol=0, atol=5e-5)
+    again = np.array([[0.15]], dtype)
+    pf.dense_update(incoming, again, np.zeros(1, dtype), d, 0.05)
+    np.testing.assert_allclose(again, w, rtol=2 * np.finfo(dtype).eps)
 
 
 def forward_propagation(w1, b1, w2, b2, w3, b3, x0):

@@ -96,7 +96,9 @@ def forward(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
 def backward(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:
     x, w, d = (rng.normal(size=size).astype(dtype) for size in ((509, 263), (263, 131), (509, 131)))
     delta = pf.activation_delta(d, w, np.tanh(x), "tanh")
-    return [*pf.dense_backward(x, w, d), delta]
+    changed, sums = w.copy(), np.zeros(131, dtype)
+    pf.dense_update(x, changed, sums, d, 0.1)
+    return [*pf.dense_backward(x, w, d), delta, changed, sums]
 
 
 def loss(dtype: np.dtype, rng: np.random.Generator) -> list[np.ndarray]:

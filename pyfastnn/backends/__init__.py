@@ -27,14 +27,10 @@ _MODULES = {name: f"pyfastnn.backends.{name}" for name in _NAMES}
 
 _lock = threading.RLock()
 _loaded: dict[str, Backend | BackendUnavailableError] = {}
-_process_choice: Backend | None = None
-_context_choice: ContextVar[Backend | None] = ContextVar("pyfastnn_backend", default=None)
+# The choices, which _quick.py shares. None: none has been made.
+context_choice: ContextVar[Backend | None] = ContextVar("pyfastnn_backend", default=None)
+process_choice: list[Backend | None] = [None]
 _requested_threads = 0
-
-
-# The backend of every thread and task, for microseconds' calls; None: ask get_backend.
-everywhere: list[Backend | None] = [None]
-_contexts_choose = False  # whether a context has ever made a choice of its own
 
 
 def load(name: str) -> Backend:
@@ -84,19 +80,10 @@ def _status(name: str) -> str:
 def _default() -> Backend:
     """The process-wide choice, made at its first use."""
     with _lock:
-        if _process_choice is None:
-            named = os.environ.get("PYFASTNN_BACKEND")
-            return _choose(load(named) if named else _first_available())
-        return _process_choice
-
-
-def _choose(backend: Backend) -> Backend:
-    """Make it the choice of the process."""
-    global _process_choice
-    with _lock:
-        _process_choice = backend
-        everywhere[0] = None if _contexts_choose else backend
-    return backend
+        named = os.environ.get("PYFASTNN_BACKEND")
+        chosen = process_choice[0] or (load(named) if named else _first_available())
+        process_choice[0] = chosen
+        return chosen
 
 
 def _first_available() -> Backend:
@@ -119,7 +106,7 @@ def _first_available() -> Backend:
 
 def get_backend() -> Backend:
     """The backend in use in this thread or task."""
-    return _context_choice.get() or _process_choice or _default()
+    return context_choice.get() or process_choice[0] or _default()
 
 
 def _resolve(backend: str | Backend) -> Backend:
@@ -136,7 +123,9 @@ def set_backend(backend: str | Backend) -> None:
     BackendUnavailableError
         Where it cannot work here; the message says why.
     """
-    _choose(_resolve(backend))
+    chosen = _resolve(backend)
+    with _lock:
+        process_choice[0] = chosen
 
 
 @contextmanager
@@ -157,15 +146,12 @@ def use_backend(backend: str | Backend) -> Iterator[Backend]:
     ...     print(backend.name)
     numpy
     """
-    global _contexts_choose
     chosen = _resolve(backend)
-    with _lock:
-        _contexts_choose, everywhere[0] = True, None
-    token = _context_choice.set(chosen)
+    token = context_choice.set(chosen)
     try:
         yield chosen
     finally:
-        _context_choice.reset(token)
+        context_choice.reset(token)
 
 
 def set_num_threads(threads: int) -> None:

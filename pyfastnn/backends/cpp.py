@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import cached_property, update_wrapper
+from collections.abc import Sequence
+from functools import cached_property
 from types import ModuleType
 
 import numpy as np
 
 from .._typing import Array
-from ..activations import Activation
-from ..losses import Loss
+from ..activations import ACTIVATIONS, ALIASES, Activation
+from ..losses import LOSSES, Loss, check_pair
 from ..optimizers import Optimizer, OptimizerState
-from . import everywhere
 from .plan import Backend, BackendUnavailableError, Plan, Spec, Training, batch_scale
 
 _MOST_THREADS = 2**31 - 1  # what a C int holds
@@ -66,12 +65,27 @@ class CppBackend(Backend):
             raise ValueError(f"{source}: {error}") from None
         self.isa = wanted
         self._any_width = not named  # narrow networks may take a narrower one, which gives the same bits
-        # No Python frame in between: it is there to save time.
-        self.fits = self._core.fits  # type: ignore[method-assign]
-        self.in_range = self._core.in_range  # type: ignore[method-assign]
         self._activation_ids = {name: i for i, name in enumerate(self._kernels.activations())}
         self._loss_ids = {name: i for i, name in enumerate(self._kernels.losses())}
         self._rule_ids = {name: i for i, name in enumerate(self._kernels.rules())}
+        self._lists = self._quick_lists()
+
+    def _quick_lists(self) -> object:
+        """What the quick ways of the kernels need to know; see ``pyfastnn._quick``."""
+        ids, functions = self._activation_ids, [ACTIVATIONS[name] for name in self._activation_ids]
+        losses = [LOSSES[name] for name in self._loss_ids]
+        pairs = [[_pair(loss, f) for f in functions] for loss in losses]
+        facts = [
+            (loss.interval, loss.targets == "classes", loss.mean_over_outputs, of_loss)
+            for loss, of_loss in zip(losses, pairs, strict=True)
+        ]
+        return self._core.Lists(
+            self._kernels,
+            ids | {alias: ids[name] for alias, name in ALIASES.items()},
+            [f.slope_from == "input" for f in functions],
+            self._loss_ids,
+            facts,
+        )
 
     @property
     def description(self) -> str:
@@ -87,6 +101,9 @@ class CppBackend(Backend):
 
     def dense_backward(self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None) -> None:
         self._kernels.dense_backward(x, w, d, dw, db, dx)
+
+    def dense_update(self, x: Array, w: Array, b: Array, d: Array, learning_rate: float) -> None:
+        self._kernels.dense_update(x, w, b, d, learning_rate)
 
     def output_delta(
         self,
@@ -116,9 +133,6 @@ class CppBackend(Backend):
     def plan(self, spec: Spec) -> Plan:
         return CppPlan(self, spec)
 
-    def quick_method(self, method: Callable[..., Array]) -> Callable[..., Array]:
-        return update_wrapper(self._core.quick_method("_quick", method), method)
-
     def order(self, rng: np.random.Generator, count: int) -> Array:
         if type(rng) is np.random.Generator and count < 2**32 and self._shuffles_as_numpy:
             return self._permutation(rng, count)
@@ -143,6 +157,15 @@ class CppBackend(Backend):
         return self._core.thread_limit()
 
 
+def _pair(loss: Loss, activation: Activation) -> int:
+    """0: not defined, 1: defined, 2: matched."""
+    try:
+        check_pair(loss, activation)
+    except ValueError:
+        return 0
+    return 2 if activation.name == loss.matched else 1
+
+
 class CppPlan(Plan):
     """A plan that runs whole epochs in the compiled core, without the interpreter lock."""
 
@@ -161,8 +184,8 @@ class CppPlan(Plan):
             backend._any_width,
         )
 
-    def quick(self, params: Array) -> Callable[[Array, Array | None], Array | None]:
-        return self._compiled.quick(params, everywhere, self.backend)
+    def bound(self, params: Array) -> object:
+        return self._compiled.bound(params, self.backend)
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
         self._compiled.predict(params, x, out)

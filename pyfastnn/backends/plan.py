@@ -8,7 +8,7 @@ overlap no input.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -91,19 +91,6 @@ class Backend(ABC):
         """What ``show_config`` says of this backend besides, by name."""
         return {}
 
-    def fits(self, pattern: str, *arrays: object) -> bool:
-        """A quick look at arguments: True only if all are sure to be ready arrays of one dtype.
-
-        Exact, contiguous, aligned NumPy arrays of native float32 or float64, with a letter of the
-        pattern a dimension, where equal letters are equal lengths: ``fits("nk km m", x, w, b)``.
-        False means no more than that a thorough check is due.
-        """
-        return False
-
-    def in_range(self, matrix: object, low: float, high: float, unit_rows: bool) -> bool:
-        """Such a look at numbers: True only if all are in [low, high] and, if asked, rows sum to about 1."""
-        return False
-
     def adopt(self, value: object) -> object:
         """The value as a ``Remote`` where it is an array in this backend's own memory, else as it is."""
         return value
@@ -126,6 +113,13 @@ class Backend(ABC):
     def dense_backward(self, x: Array, w: Array, d: Array, dw: Array, db: Array, dx: Array | None) -> None:
         """dw = x^T d, db = sum of d over the batch and, where wanted, dx = d w^T."""
 
+    def dense_update(self, x: Array, w: Array, b: Array, d: Array, learning_rate: float) -> None:
+        """w -= learning_rate x^T d; b -= learning_rate times the sum of d over the batch."""
+        dw, db = (self.empty(array.shape, array.dtype, (w,)) for array in (w, b))
+        self.dense_backward(x, w, d, dw, db, None)
+        for parameter, gradient in ((w, dw), (b, db)):
+            self.update("sgd", parameter, gradient, (), (learning_rate,))
+
     @abstractmethod
     def output_delta(
         self,
@@ -146,10 +140,6 @@ class Backend(ABC):
 
     def plan(self, spec: Spec) -> Plan:
         return Plan(self, spec)
-
-    def quick_method(self, method: Callable[..., Array]) -> Callable[..., Array]:
-        """The method(self, x, out=None), to which a backend may add a way that is faster for few rows."""
-        return method
 
     def order(self, rng: np.random.Generator, count: int) -> Array:
         """``rng.permutation(count)``, in which an epoch takes its samples."""
@@ -233,13 +223,9 @@ class Plan:
         self.backend = backend
         self.spec = spec
 
-    def quick(self, params: Array) -> Callable[[Array, Array | None], Array | None]:
-        """A function of x and out: the outputs for few rows x, with these parameters.
-
-        Neither need be checked: it returns None where the usual way has to be gone. ``Backend.quick_method``
-        looks for it in the attribute ``_quick``.
-        """
-        return lambda x, out: None
+    def bound(self, params: Array) -> object:
+        """What a quick way of predicting few rows needs, if the backend has one; see ``pyfastnn._quick``."""
+        return None
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
         """out (n, outputs) = the network at x (n, inputs)."""

@@ -1,0 +1,65 @@
+// Functions that Python calls for so little work that a frame of Python, or pybind11's conversion of the arguments,
+// would take as long. Each has a quick way on bare objects, for calls in which nothing needs a second look, beside the
+// function in Python, which takes all others and says what is wrong.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <initializer_list>
+#include <vector>
+
+#include "plan.hpp"
+
+namespace pyfastnn {
+
+// Of the function's parameters, in their order: a default where the call names none.
+using Values = PyObject* const*;
+// A new reference; null with an error set; or null without one, where the function in Python is to be called.
+using QuickWay = PyObject* (*)(Values);
+
+struct QuickFunction {
+  const char *name, *parameters;  // as in Python, the parameters with a space between them
+  QuickWay way;
+};
+QuickFunction quick_predict();
+std::vector<QuickFunction> quick_kernels();
+
+// The function, whose name is that of a QuickFunction, behind its quick way.
+pybind11::object with_quick_way(pybind11::object function);
+
+// Where the choice of a backend is found: a ContextVar with the default None, and a list of the choice of the process.
+void follow_choice(pybind11::object context_choice, pybind11::list process_choice);
+// Borrowed; null where nobody has chosen yet.
+PyObject* backend_in_use();
+
+// A ready array is an ndarray, no subclass, C-contiguous, aligned, of native numbers.
+struct ReadyMatrix {
+  int type = -1;  // type_number of float or double; -1: it is none
+  index rows = 0, columns = 0;
+};
+ReadyMatrix ready_matrix(PyObject*);
+bool is_ready(PyObject*, int type, std::initializer_list<index> shape);
+
+// Whether a ready array may be written to and shares no memory with others, which are ready, or None.
+bool is_apart(PyObject* written, std::initializer_list<PyObject*> others);
+
+// Where a result of the dtype of the ready array `like` goes: a new array, or the one `given` that is not None. Null
+// where that is not ready, of another shape, or not apart from the others.
+pybind11::object target(PyObject* given, PyObject* like, std::initializer_list<index> shape,
+                        std::initializer_list<PyObject*> others = {});
+
+template <class T>
+constexpr int type_number = std::is_same_v<T, float>    ? pybind11::detail::npy_api::NPY_FLOAT_
+                            : std::is_same_v<T, double> ? pybind11::detail::npy_api::NPY_DOUBLE_
+                                                        : pybind11::detail::npy_api::NPY_INT64_;
+
+template <class T>
+T* data_of(PyObject* ready) {
+  return reinterpret_cast<T*>(pybind11::detail::array_proxy(ready)->data);
+}
+
+// What the quick way of predict needs of a network whose parameters, a ready array, are `params`.
+pybind11::object bound_network(const AnyNetwork&, pybind11::object plan, pybind11::array params,
+                               pybind11::object backend);
+
+}  // namespace pyfastnn

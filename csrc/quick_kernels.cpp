@@ -1,0 +1,174 @@
+// The functions of pyfastnn/kernels.py, for arrays that are ready and names that are known.
+#include "quick_kernels.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "quick.hpp"
+
+namespace pyfastnn {
+namespace {
+
+using py::reinterpret_borrow;
+
+OptionalArray optional_array(PyObject* object) {
+  return object == Py_None ? OptionalArray() : OptionalArray(reinterpret_borrow<Array>(object));
+}
+Array array(PyObject* object) { return reinterpret_borrow<Array>(object); }
+
+// Of the backend in use; null where it has none.
+const Lists* lists_in_use() {
+  static py::handle known;
+  static const Lists* lists = nullptr;
+  PyObject* const backend = backend_in_use();
+  if (known.ptr() != backend) {
+    const py::object found = backend ? py::getattr(backend, "_lists", py::none()) : py::none();
+    lists = py::isinstance<Lists>(found) ? found.cast<const Lists*>() : nullptr;
+    known.dec_ref();
+    known = py::handle(backend).inc_ref();  // so that no other takes its place in memory
+  }
+  return lists;
+}
+
+// The number of a name in the dict; -1 where it is no str or not there.
+int number_of(const py::dict& numbers, PyObject* name) {
+  if (!PyUnicode_CheckExact(name)) return -1;
+  PyObject* const number = PyDict_GetItemWithError(numbers.ptr(), name);
+  if (!number && PyErr_Occurred()) throw py::error_already_set();
+  return number ? int(PyLong_AsLong(number)) : -1;
+}
+
+template <class T>
+bool within(index count, const T* x, std::pair<double, double> interval) {
+  const T low = T(interval.first), high = T(interval.second);
+  int outside = 0;
+  for (index i = 0; i < count; i++) outside |= !(x[i] >= low) | !(x[i] <= high);
+  return !outside;
+}
+
+// Whether the sum of each row is near 1.
+template <class T>
+bool has_unit_rows(ReadyMatrix matrix, const T* x) {
+  constexpr int chains = 4;
+  for (index r = 0; r < matrix.rows; r++, x += matrix.columns) {
+    double sum[chains] = {};
+    index j = 0;
+    for (; j + chains <= matrix.columns; j += chains) {
+      for (int i = 0; i < chains; i++) sum[i] += double(x[j + i]);
+    }
+    for (; j < matrix.columns; j++) sum[0] += double(x[j]);
+    const double total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    if (!(total > 0.9995 && total < 1.0005)) return false;
+  }
+  return true;
+}
+
+template <class T>
+bool targets_fit(const LossFacts& loss, ReadyMatrix matrix, const T* y) {
+  return (!loss.interval || within(matrix.rows * matrix.columns, y, *loss.interval)) &&
+         (!loss.classes || has_unit_rows(matrix, y));
+}
+
+bool targets_fit(const LossFacts& loss, ReadyMatrix a, PyObject* y) {
+  if (loss.classes && is_ready(y, type_number<std::int64_t>, {a.rows})) {
+    const auto* const labels = data_of<std::int64_t>(y);
+    return std::all_of(labels, labels + a.rows, [&](std::int64_t label) { return label >= 0 && label < a.columns; });
+  }
+  if (!is_ready(y, a.type, {a.rows, a.columns})) return false;
+  return a.type == type_number<float> ? targets_fit(loss, a, data_of<float>(y))
+                                      : targets_fit(loss, a, data_of<double>(y));
+}
+
+PyObject* forward(Values values) {
+  PyObject *x = values[0], *w = values[1], *b = values[2], *out = values[4], *z = values[5];
+  const Lists* const lists = lists_in_use();
+  const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
+  if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
+  const int f = number_of(lists->activations, values[3]);
+  if (f < 0 || !is_ready(b, input.type, {weights.columns})) return nullptr;
+  if (z != Py_None && !target(z, x, {input.rows, weights.columns}, {x, w, b})) return nullptr;
+  py::object a = target(out, x, {input.rows, weights.columns}, {x, w, b, z});
+  if (!a) return nullptr;
+  lists->kernels.dense_forward(array(x), array(w), array(b), f, optional_array(z), array(a.ptr()));
+  return a.release().ptr();
+}
+
+PyObject* delta(PyObject* d1, PyObject* w1, PyObject* a0, PyObject* activation, PyObject* out, PyObject* z0) {
+  const Lists* const lists = lists_in_use();
+  const ReadyMatrix d = ready_matrix(d1), w = ready_matrix(w1);
+  if (!lists || d.type < 0 || w.type != d.type || w.columns != d.columns) return nullptr;
+  const int f = number_of(lists->activations, activation);
+  if (f < 0 || !lists->has_slopes(f) || !is_ready(a0, d.type, {d.rows, w.rows})) return nullptr;
+  if (z0 != Py_None ? !is_ready(z0, d.type, {d.rows, w.rows}) : lists->slopes_from_input[size_t(f)]) return nullptr;
+  py::object result = target(out, d1, {d.rows, w.rows}, {d1, w1, a0, z0});
+  if (!result) return nullptr;
+  PyObject* const slopes = lists->slopes_from_input[size_t(f)] ? z0 : a0;
+  lists->kernels.activation_delta(array(d1), array(w1), array(slopes), f, array(result.ptr()));
+  return result.release().ptr();
+}
+
+PyObject* activation_delta(Values values) {
+  return delta(values[0], values[1], values[2], values[3], values[4], values[5]);
+}
+
+PyObject* sigmoid_delta(Values values) {
+  static PyObject* const sigmoid = PyUnicode_InternFromString("sigmoid");
+  return delta(values[0], values[1], values[2], sigmoid, values[3], Py_None);
+}
+
+PyObject* backward(Values values) {
+  PyObject *x = values[0], *w = values[1], *d = values[2], *need_dx = values[3];
+  const Lists* const lists = lists_in_use();
+  const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
+  if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
+  if (!is_ready(d, input.type, {input.rows, weights.columns}) || !PyBool_Check(need_dx)) return nullptr;
+  const py::object dw = target(Py_None, x, {weights.rows, weights.columns}), db = target(Py_None, x, {weights.columns});
+  const py::object dx = need_dx == Py_True ? target(Py_None, x, {input.rows, input.columns}) : py::none();
+  lists->kernels.dense_backward(array(x), array(w), array(d), array(dw.ptr()), array(db.ptr()),
+                                optional_array(dx.ptr()));
+  return PyTuple_Pack(3, dw.ptr(), db.ptr(), dx.ptr());
+}
+
+PyObject* output(Values values) {
+  PyObject *a = values[0], *y = values[1], *out = values[4], *sample_weight = values[5];
+  const Lists* const lists = lists_in_use();
+  const ReadyMatrix outputs = ready_matrix(a);
+  if (!lists || outputs.type < 0 || !outputs.rows || sample_weight != Py_None) return nullptr;
+  const int l = number_of(lists->losses, values[2]), f = number_of(lists->activations, values[3]);
+  if (l < 0 || f < 0) return nullptr;
+  const LossFacts& loss = lists->loss_facts[size_t(l)];
+  if (loss.pairs[size_t(f)] == Pair::undefined || !targets_fit(loss, outputs, y)) return nullptr;
+  const py::object d = target(out, a, {outputs.rows, outputs.columns}, {a, y});
+  if (!d) return nullptr;
+  const double total = double(outputs.rows) * (loss.mean_over_outputs ? double(outputs.columns) : 1);
+  const double value = lists->kernels.output_delta(array(a), array(y), {}, total ? 1 / total : 0, l, f,
+                                                   loss.pairs[size_t(f)] == Pair::matched, array(d.ptr()));
+  return PyTuple_Pack(2, py::float_(value).ptr(), d.ptr());
+}
+
+PyObject* update(Values values) {
+  PyObject *x = values[0], *w = values[1], *b = values[2], *d = values[3];
+  const Lists* const lists = lists_in_use();
+  const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
+  if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
+  if (!is_ready(b, input.type, {weights.columns}) || !is_ready(d, input.type, {input.rows, weights.columns}))
+    return nullptr;
+  if (!PyFloat_Check(values[4]) || !is_apart(w, {x, b, d}) || !is_apart(b, {x, d})) return nullptr;
+  const double rate = PyFloat_AS_DOUBLE(values[4]);
+  if (!(rate >= 0 && rate < INFINITY)) return nullptr;
+  lists->kernels.dense_update(array(x), array(w), array(b), array(d), rate);
+  Py_RETURN_NONE;
+}
+
+}  // namespace
+
+std::vector<QuickFunction> quick_kernels() {
+  return {{"dense_forward", "x w b activation out z", forward},
+          {"activation_delta", "d1 w1 a0 activation out z0", activation_delta},
+          {"sigmoid_delta", "d1 w1 a0 out", sigmoid_delta},
+          {"dense_backward", "x w d need_dx", backward},
+          {"dense_update", "x w b d learning_rate", update},
+          {"output_delta", "a y loss activation out sample_weight", output}};
+}
+
+}  // namespace pyfastnn

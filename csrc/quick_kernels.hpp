@@ -1,0 +1,31 @@
+// What the quick ways of the kernels need to know of a backend and of the lists of activations and losses.
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "arrays.hpp"
+
+namespace pyfastnn {
+
+enum class Pair { undefined, defined, matched };  // of a loss and an output activation
+
+struct LossFacts {
+  std::optional<std::pair<double, double>> interval;  // of targets
+  bool classes;                                       // labels, or rows that sum to 1
+  bool mean_over_outputs;
+  std::vector<Pair> pairs;  // by the number of the activation
+};
+
+// Numbers by name, and facts by number.
+struct Lists {
+  const Kernels& kernels;
+  const py::dict activations, losses;
+  const std::vector<bool> slopes_from_input;
+  const std::vector<LossFacts> loss_facts;
+
+  bool has_slopes(int activation) const { return kernels.is_elementwise(activation); }
+};
+
+}  // namespace pyfastnn
