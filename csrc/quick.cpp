@@ -11,9 +11,6 @@ namespace py = pybind11;
 namespace pyfastnn {
 namespace {
 
-using py::detail::array_proxy;
-using py::detail::npy_api;
-
 py::handle context_choice, process_choice;  // kept for ever
 
 constexpr index most_parameters = 8;
@@ -35,8 +32,7 @@ bool placed(const Shortcut& shortcut, PyObject* const* arguments, index position
             PyObject** values) {
   const index count = PyTuple_GET_SIZE(shortcut.names), named = names ? PyTuple_GET_SIZE(names) : 0;
   if (positional > shortcut.positional) return false;
-  std::copy_n(arguments, positional, values);
-  std::copy(shortcut.defaults + positional, shortcut.defaults + count, values + positional);
+  for (index i = 0; i < count; i++) values[i] = i < positional ? arguments[i] : shortcut.defaults[i];
   for (index i = 0; i < named; i++) {
     // Names in a call are interned, as those of parameters are.
     index at = positional;
@@ -118,31 +114,6 @@ QuickFunction quick_function(const std::string& name) {
   throw py::value_error("no quick way of " + name);
 }
 
-// The bytes of a ready array of numbers of 4 or 8 bytes.
-size_t bytes_of(PyObject* ready) {
-  const auto* const array = array_proxy(ready);
-  const int type = py::detail::array_descriptor_proxy(array->descr)->type_num;
-  size_t bytes = type == type_number<float> ? sizeof(float) : sizeof(double);
-  for (int i = 0; i < array->nd; i++) bytes *= size_t(array->dimensions[i]);
-  return bytes;
-}
-
-bool overlap(PyObject* one, PyObject* other) {
-  const auto p = reinterpret_cast<std::uintptr_t>(array_proxy(one)->data),
-             q = reinterpret_cast<std::uintptr_t>(array_proxy(other)->data);
-  return p < q + bytes_of(other) && q < p + bytes_of(one);
-}
-
-// Of a ready array NumPy's number of its dtype, else -1.
-int ready_type(PyObject* object) {
-  const npy_api& api = npy_api::get();
-  if (Py_TYPE(object) != api.PyArray_Type_) return -1;
-  constexpr int needed = npy_api::NPY_ARRAY_C_CONTIGUOUS_ | npy_api::NPY_ARRAY_ALIGNED_;
-  if ((array_proxy(object)->flags & needed) != needed) return -1;
-  const auto* const dtype = py::detail::array_descriptor_proxy(array_proxy(object)->descr);
-  return dtype->byteorder == '=' ? dtype->type_num : -1;
-}
-
 }  // namespace
 
 py::object with_quick_way(py::object function) {
@@ -186,40 +157,6 @@ PyObject* backend_in_use() {
   Py_DECREF(choice);  // the context keeps it, or the variable its default
   if (choice == Py_None) choice = PyList_GET_ITEM(process_choice.ptr(), 0);
   return choice == Py_None ? nullptr : choice;
-}
-
-ReadyMatrix ready_matrix(PyObject* object) {
-  const int type = ready_type(object);
-  const auto* const array = array_proxy(object);
-  if ((type != type_number<float> && type != type_number<double>) || array->nd != 2) return {};
-  return {type, array->dimensions[0], array->dimensions[1]};
-}
-
-bool is_ready(PyObject* object, int type, std::initializer_list<index> shape) {
-  if (ready_type(object) != type) return false;
-  const auto* const array = array_proxy(object);
-  return array->nd == int(shape.size()) && std::equal(shape.begin(), shape.end(), array->dimensions);
-}
-
-bool is_apart(PyObject* written, std::initializer_list<PyObject*> others) {
-  return (array_proxy(written)->flags & npy_api::NPY_ARRAY_WRITEABLE_) &&
-         std::none_of(others.begin(), others.end(),
-                      [&](PyObject* other) { return other != Py_None && overlap(written, other); });
-}
-
-py::object target(PyObject* given, PyObject* like, std::initializer_list<index> shape,
-                  std::initializer_list<PyObject*> others) {
-  const npy_api& api = npy_api::get();
-  if (given != Py_None) {
-    const bool right = is_ready(given, ready_type(like), shape) && is_apart(given, others);
-    return py::reinterpret_borrow<py::object>(right ? given : nullptr);
-  }
-  PyObject* const dtype = array_proxy(like)->descr;
-  Py_INCREF(dtype);  // the call takes a reference
-  auto result = py::reinterpret_steal<py::object>(api.PyArray_NewFromDescr_(
-      api.PyArray_Type_, dtype, int(shape.size()), shape.begin(), nullptr, nullptr, 0, nullptr));
-  if (!result) throw py::error_already_set();
-  return result;
 }
 
 }  // namespace pyfastnn

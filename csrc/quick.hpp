@@ -5,7 +5,6 @@
 
 #include <pybind11/numpy.h>
 
-#include <initializer_list>
 #include <vector>
 
 #include "plan.hpp"
@@ -31,32 +30,6 @@ pybind11::object with_quick_way(pybind11::object function);
 void follow_choice(pybind11::object context_choice, pybind11::list process_choice);
 // Borrowed; null where nobody has chosen yet.
 PyObject* backend_in_use();
-
-// A ready array is an ndarray, no subclass, C-contiguous, aligned, of native numbers.
-struct ReadyMatrix {
-  int type = -1;  // type_number of float or double; -1: it is none
-  index rows = 0, columns = 0;
-};
-ReadyMatrix ready_matrix(PyObject*);
-bool is_ready(PyObject*, int type, std::initializer_list<index> shape);
-
-// Whether a ready array may be written to and shares no memory with others, which are ready, or None.
-bool is_apart(PyObject* written, std::initializer_list<PyObject*> others);
-
-// Where a result of the dtype of the ready array `like` goes: a new array, or the one `given` that is not None. Null
-// where that is not ready, of another shape, or not apart from the others.
-pybind11::object target(PyObject* given, PyObject* like, std::initializer_list<index> shape,
-                        std::initializer_list<PyObject*> others = {});
-
-template <class T>
-constexpr int type_number = std::is_same_v<T, float>    ? pybind11::detail::npy_api::NPY_FLOAT_
-                            : std::is_same_v<T, double> ? pybind11::detail::npy_api::NPY_DOUBLE_
-                                                        : pybind11::detail::npy_api::NPY_INT64_;
-
-template <class T>
-T* data_of(PyObject* ready) {
-  return reinterpret_cast<T*>(pybind11::detail::array_proxy(ready)->data);
-}
 
 // What the quick way of predict needs of a network whose parameters, a ready array, are `params`.
 pybind11::object bound_network(const AnyNetwork&, pybind11::object plan, pybind11::array params,

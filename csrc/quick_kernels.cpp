@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "quick.hpp"
+#include "ready.hpp"
 
 namespace pyfastnn {
 namespace {
@@ -122,8 +123,8 @@ PyObject* backward(Values values) {
   const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
   if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
   if (!is_ready(d, input.type, {input.rows, weights.columns}) || !PyBool_Check(need_dx)) return nullptr;
-  const py::object dw = target(Py_None, x, {weights.rows, weights.columns}), db = target(Py_None, x, {weights.columns});
-  const py::object dx = need_dx == Py_True ? target(Py_None, x, {input.rows, input.columns}) : py::none();
+  const py::object dw = new_array(x, {weights.rows, weights.columns}), db = new_array(x, {weights.columns});
+  const py::object dx = need_dx == Py_True ? new_array(x, {input.rows, input.columns}) : py::none();
   lists->kernels.dense_backward(array(x), array(w), array(d), array(dw.ptr()), array(db.ptr()),
                                 optional_array(dx.ptr()));
   return PyTuple_Pack(3, dw.ptr(), db.ptr(), dx.ptr());

@@ -1,6 +1,7 @@
 // MLP.predict for few rows.
 #include "arrays.hpp"
 #include "quick.hpp"
+#include "ready.hpp"
 
 namespace pyfastnn {
 namespace {

@@ -117,7 +117,8 @@ class ProgressBar(Callback):
     @staticmethod
     def suits_here() -> bool:
         """True where somebody would see it: tqdm is installed and standard error is a terminal."""
-        return importlib.util.find_spec("tqdm") is not None and sys.stderr.isatty()
+        # In this order: to find a package takes longer than a step of a small network.
+        return sys.stderr is not None and sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
 
     def on_begin(self, network: MLP, epochs: int) -> None:
         self._bar = self._tqdm(total=epochs, unit="epoch")

@@ -413,10 +413,6 @@ class MLP:
         return x, self._targets("validation_data[1]", data[1], len(x))
 
 
-# As written: the compiled core, once it is there, puts a method without a Python frame before it.
-_predict = MLP.predict
-
-
 def _spec(
     layers: Sequence[int],
     activation: str | Sequence[str],
