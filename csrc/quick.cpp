@@ -6,6 +6,8 @@
 #include <new>
 #include <string>
 
+#include "kernels.hpp"
+
 namespace py = pybind11;
 
 namespace pyfastnn {
@@ -106,10 +108,10 @@ PyTypeObject* shortcut_type() {
 }
 
 QuickFunction quick_function(const std::string& name) {
-  std::vector<QuickFunction> all = quick_kernels();
-  all.push_back(quick_predict());
-  for (const QuickFunction& each : all) {
-    if (name == each.name) return each;
+  for (const auto& list : {quick_kernels(), quick_methods()}) {
+    for (const QuickFunction& each : list) {
+      if (name == each.name) return each;
+    }
   }
   throw py::value_error("no quick way of " + name);
 }

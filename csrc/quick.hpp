@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "plan.hpp"
+#include <vector>
 
 namespace pyfastnn {
 
@@ -20,8 +20,11 @@ struct QuickFunction {
   const char *name, *parameters;  // as in Python, the parameters with a space between them
   QuickWay way;
 };
-QuickFunction quick_predict();
 std::vector<QuickFunction> quick_kernels();
+std::vector<QuickFunction> quick_methods();
+
+// What the quick methods need of a network with its parameters, planned for a backend.
+pybind11::object bound_network(pybind11::object plan, pybind11::array params, pybind11::object backend);
 
 // The function, whose name is that of a QuickFunction, behind its quick way.
 pybind11::object with_quick_way(pybind11::object function);
@@ -30,9 +33,5 @@ pybind11::object with_quick_way(pybind11::object function);
 void follow_choice(pybind11::object context_choice, pybind11::list process_choice);
 // Borrowed; null where nobody has chosen yet.
 PyObject* backend_in_use();
-
-// What the quick way of predict needs of a network whose parameters, a ready array, are `params`.
-pybind11::object bound_network(const AnyNetwork&, pybind11::object plan, pybind11::array params,
-                               pybind11::object backend);
 
 }  // namespace pyfastnn

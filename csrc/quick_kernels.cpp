@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "quick.hpp"
-#include "ready.hpp"
 
 namespace pyfastnn {
 namespace {
@@ -16,20 +15,6 @@ OptionalArray optional_array(PyObject* object) {
   return object == Py_None ? OptionalArray() : OptionalArray(reinterpret_borrow<Array>(object));
 }
 Array array(PyObject* object) { return reinterpret_borrow<Array>(object); }
-
-// Of the backend in use; null where it has none.
-const Lists* lists_in_use() {
-  static py::handle known;
-  static const Lists* lists = nullptr;
-  PyObject* const backend = backend_in_use();
-  if (known.ptr() != backend) {
-    const py::object found = backend ? py::getattr(backend, "_lists", py::none()) : py::none();
-    lists = py::isinstance<Lists>(found) ? found.cast<const Lists*>() : nullptr;
-    known.dec_ref();
-    known = py::handle(backend).inc_ref();  // so that no other takes its place in memory
-  }
-  return lists;
-}
 
 // The number of a name in the dict; -1 where it is no str or not there.
 int number_of(const py::dict& numbers, PyObject* name) {
@@ -68,16 +53,6 @@ template <class T>
 bool targets_fit(const LossFacts& loss, ReadyMatrix matrix, const T* y) {
   return (!loss.interval || within(matrix.rows * matrix.columns, y, *loss.interval)) &&
          (!loss.classes || has_unit_rows(matrix, y));
-}
-
-bool targets_fit(const LossFacts& loss, ReadyMatrix a, PyObject* y) {
-  if (loss.classes && is_ready(y, type_number<std::int64_t>, {a.rows})) {
-    const auto* const labels = data_of<std::int64_t>(y);
-    return std::all_of(labels, labels + a.rows, [&](std::int64_t label) { return label >= 0 && label < a.columns; });
-  }
-  if (!is_ready(y, a.type, {a.rows, a.columns})) return false;
-  return a.type == type_number<float> ? targets_fit(loss, a, data_of<float>(y))
-                                      : targets_fit(loss, a, data_of<double>(y));
 }
 
 PyObject* forward(Values values) {
@@ -162,6 +137,30 @@ PyObject* update(Values values) {
 }
 
 }  // namespace
+
+const Lists* lists_in_use() {
+  static py::handle known;
+  static const Lists* lists = nullptr;
+  PyObject* const backend = backend_in_use();
+  if (known.ptr() != backend) {
+    const py::object found = backend ? py::getattr(backend, "_lists", py::none()) : py::none();
+    lists = py::isinstance<Lists>(found) ? found.cast<const Lists*>() : nullptr;
+    known.dec_ref();
+    known = py::handle(backend).inc_ref();  // so that no other takes its place in memory
+  }
+  return lists;
+}
+
+bool targets_fit(const LossFacts& loss, ReadyMatrix a, PyObject* y, bool flat) {
+  if (loss.classes && is_ready(y, type_number<std::int64_t>, {a.rows})) {
+    const auto* const labels = data_of<std::int64_t>(y);
+    return std::all_of(labels, labels + a.rows, [&](std::int64_t label) { return label >= 0 && label < a.columns; });
+  }
+  const bool is_flat = flat && a.columns == 1 && !loss.classes && is_ready(y, a.type, {a.rows});
+  if (!is_flat && !is_ready(y, a.type, {a.rows, a.columns})) return false;
+  return a.type == type_number<float> ? targets_fit(loss, a, data_of<float>(y))
+                                      : targets_fit(loss, a, data_of<double>(y));
+}
 
 std::vector<QuickFunction> quick_kernels() {
   return {{"dense_forward", "x w b activation out z", forward},

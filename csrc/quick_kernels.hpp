@@ -1,4 +1,4 @@
-// What the quick ways of the kernels need to know of a backend and of the lists of activations and losses.
+// What the quick ways need to know of a backend and of the lists of activations and losses.
 #pragma once
 
 #include <optional>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "ready.hpp"
 
 namespace pyfastnn {
 
@@ -27,5 +28,12 @@ struct Lists {
 
   bool has_slopes(int activation) const { return kernels.is_elementwise(activation); }
 };
+
+// Those of the backend in use; null where it has none.
+const Lists* lists_in_use();
+
+// Whether y, labels or a ready matrix, can be the targets of outputs of that shape and type; with `flat`, values of a
+// single output (rows,) too.
+bool targets_fit(const LossFacts&, ReadyMatrix outputs, PyObject* y, bool flat = false);
 
 }  // namespace pyfastnn

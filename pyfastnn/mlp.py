@@ -216,6 +216,7 @@ class MLP:
             figures["accuracy"] = float(np.average(spec.loss.accuracy(a, y), weights=weight))
         return figures
 
+    @quick
     def loss_and_gradient(
         self, x: Array, y: Array, *, sample_weight: Array | None = None, out: Array | None = None
     ) -> tuple[float, Array]:

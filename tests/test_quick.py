@@ -204,6 +204,42 @@ def test_predict_runs_no_python(net, dtype):
         net.predict([[1.0]])
 
 
+TARGETS = {
+    "values": (3, "identity", np.array([[0.5, -1, 2]] * 4)),
+    "values of one output": (1, "identity", np.array([[0.5], [-1], [2], [0]])),
+    "values in a row": (1, "identity", np.array([0.5, -1, 2, 0])),
+    "numbers from 0 to 1": (1, "sigmoid", np.array([0.5, 1, 0, 0])),
+    "probabilities": (3, "softmax", np.array([[0.5, 0.25, 0.25]] * 4)),
+    "labels": (3, "softmax", np.array([0, 2, 1, 1])),
+}
+
+
+@pytest.mark.parametrize(("outputs", "output", "y"), TARGETS.values(), ids=TARGETS)
+def test_loss_and_gradient_runs_no_python(dtype, outputs, output, y):
+    net = pf.MLP([5, 7, outputs], "tanh", output, dtype=dtype, seed=0)
+    x, y = numbers(4, 5, dtype=dtype), y if y.dtype == np.int64 else y.astype(dtype)
+    expected, gradient = pf.MLP.loss_and_gradient.__wrapped__(net, x, y)
+    net._plan = net._data = None  # which the method as written would call
+    out = np.empty_like(net.params)
+    for loss, result in (
+        net.loss_and_gradient(x, y),
+        net.loss_and_gradient(x, y=y, out=out),
+        pf.MLP.loss_and_gradient(net, x=x, y=y, sample_weight=None),
+    ):
+        assert loss == expected
+        np.testing.assert_array_equal(result, gradient)
+    np.testing.assert_array_equal(out, gradient)
+    for named in ({"sample_weight": np.ones(4, dtype)}, {"out": net.params}, {"out": out[1:]}):
+        with pytest.raises(TypeError, match="not callable"):
+            net.loss_and_gradient(x, y, **named)
+    wrong = [(x[:0], y[:0]), (x[:, :4].copy(), y), (x, y[:3])]
+    if output != "identity":
+        wrong.append((x, y + 7))
+    for arguments in wrong:
+        with pytest.raises(TypeError, match="not callable"):
+            net.loss_and_gradient(*arguments)
+
+
 def test_every_way_of_predicting_gives_the_same(net, dtype):
     x = np.random.default_rng(1).normal(size=(2, 5)).astype(dtype)
     expected = net.predict(np.concatenate([x, x]))[:2]
@@ -273,6 +309,7 @@ def test_predict_keeps_nothing_alive(net, dtype):
     assert [sys.getrefcount(o) for o in counted] == before
     twin = net.copy()
     twin.predict(x)
+    twin.loss_and_gradient(x, np.array([1]))
     gone = [weakref.ref(o) for o in (twin, twin._params)]
     del twin
     assert [reference() for reference in gone] == [None, None]

@@ -224,7 +224,7 @@ class Plan:
         self.spec = spec
 
     def bound(self, params: Array) -> object:
-        """What a quick way of predicting few rows needs, if the backend has one; see ``pyfastnn._quick``."""
+        """What quick methods of a network need, if the backend has any; see ``pyfastnn._quick``."""
         return None
 
     def forward(self, params: Array, x: Array, out: Array) -> None:

@@ -1,0 +1,101 @@
+// Methods of a network: predictions, and the loss with its gradient.
+#include "networks.hpp"
+#include "quick.hpp"
+#include "quick_kernels.hpp"
+
+namespace pyfastnn {
+namespace {
+
+struct BoundNetwork {
+  PyObject_HEAD;
+  const Plan* plan;
+  PyObject *owner, *params, *backend;  // owner: of the plan
+};
+
+void destroy(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  const auto* const bound = reinterpret_cast<BoundNetwork*>(self);
+  for (PyObject* each : {bound->owner, bound->params, bound->backend}) Py_XDECREF(each);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyTypeObject* bound_network_type() {
+  static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(destroy)}, {0, nullptr}};
+  static PyType_Spec spec = {"pyfastnn._core.BoundNetwork", int(sizeof(BoundNetwork)), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+  static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  return type;
+}
+
+// What the network, an object of Python, has been bound to; null where that is not for the backend in use.
+py::object binding_of(PyObject* network) {
+  static PyObject* const attribute = PyUnicode_InternFromString("_bound");
+  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(network, attribute));
+  if (!found) PyErr_Clear();
+  if (!found || Py_TYPE(found.ptr()) != bound_network_type()) return {};
+  if (reinterpret_cast<BoundNetwork*>(found.ptr())->backend != backend_in_use()) return {};
+  return found;
+}
+
+template <class T>
+PyObject* predict(const Network<T>& network, PyObject* params, PyObject* x, PyObject* out) {
+  const ReadyMatrix input = ready_matrix(x);
+  const index inputs = network.layers.front().inputs, outputs = network.layers.back().outputs;
+  if (input.type != type_number<T> || input.columns != inputs) return nullptr;
+  py::object result = target(out, x, {input.rows, outputs}, {x, params});
+  if (!result) return nullptr;
+  const T *params_data = data_of<T>(params), *x_data = data_of<T>(x);
+  T* const result_data = data_of<T>(result.ptr());
+  without_lock(double(input.rows) * double(network.compact_size),
+               [&] { pyfastnn::predict(network, params_data, x_data, input.rows, result_data); });
+  return result.release().ptr();
+}
+
+PyObject* predict(Values values) {
+  const py::object binding = binding_of(values[0]);
+  if (!binding) return nullptr;
+  const auto* const bound = reinterpret_cast<const BoundNetwork*>(binding.ptr());
+  return bound->plan->visit([&](auto& network, auto) { return predict(network, bound->params, values[1], values[2]); });
+}
+
+PyObject* loss_and_gradient(Values values) {
+  PyObject *x = values[1], *y = values[2], *sample_weight = values[3], *out = values[4];
+  const py::object binding = binding_of(values[0]);
+  const Lists* const lists = binding && sample_weight == Py_None ? lists_in_use() : nullptr;
+  if (!lists) return nullptr;
+  const auto* const bound = reinterpret_cast<const BoundNetwork*>(binding.ptr());
+  const LossFacts& loss = lists->loss_facts[size_t(bound->plan->loss())];
+  const ReadyMatrix input = ready_matrix(x);
+  const bool fit = input.rows && bound->plan->visit([&](auto& network, auto zero) {
+    const ReadyMatrix outputs{type_number<decltype(zero)>, input.rows, network.layers.back().outputs};
+    return input.type == outputs.type && input.columns == network.layers.front().inputs &&
+           targets_fit(loss, outputs, y, true);
+  });
+  if (!fit) return nullptr;
+  const auto array = [](PyObject* object) { return py::reinterpret_borrow<Array>(object); };
+  const Array params = array(bound->params);
+  const py::object gradient = target(out, x, {params.size()}, {x, y, bound->params});
+  if (!gradient) return nullptr;
+  const double value = bound->plan->loss_and_gradient(params, array(x), array(y), {}, array(gradient.ptr()));
+  return PyTuple_Pack(2, py::float_(value).ptr(), gradient.ptr());
+}
+
+}  // namespace
+
+std::vector<QuickFunction> quick_methods() {
+  return {{"predict", "self x out", predict}, {"loss_and_gradient", "self x y sample_weight out", loss_and_gradient}};
+}
+
+py::object bound_network(py::object plan, py::array params, py::object backend) {
+  PyTypeObject* const type = bound_network_type();
+  auto* const bound = reinterpret_cast<BoundNetwork*>(type->tp_alloc(type, 0));
+  if (!bound) throw py::error_already_set();
+  bound->plan = plan.cast<const Plan*>();
+  bound->owner = plan.release().ptr();
+  bound->params = params.release().ptr();
+  bound->backend = backend.release().ptr();
+  return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(bound));
+}
+
+}  // namespace pyfastnn
