@@ -17,6 +17,12 @@ namespace py = pybind11;
 namespace pyfastnn {
 namespace {
 
+const BitGenerator* bit_generator(const py::object& capsule) {
+  const auto* const bits = static_cast<const BitGenerator*>(PyCapsule_GetPointer(capsule.ptr(), "BitGenerator"));
+  if (!bits) throw py::error_already_set();
+  return bits;
+}
+
 // A fit under way. It keeps the arrays that it was given.
 class Fit {
  public:
@@ -26,6 +32,16 @@ class Fit {
   double epoch(const Array& x, const Array& y, const OptionalArray& weight, const OptionalArray& order,
                const Array& numbers) {
     return std::visit([&](auto& training) { return epoch_of(*training, x, y, weight, order, numbers); }, training_);
+  }
+
+  // The losses and seconds of so many epochs, each in an order drawn from the generator (a capsule, whose lock the
+  // caller holds) or, where that is None, as the samples lie. The numbers are those of all steps.
+  std::pair<std::vector<double>, std::vector<double>> epochs(const Array& x, const Array& y,
+                                                             const OptionalArray& weight, const py::object& generator,
+                                                             const Array& numbers, index count) {
+    const BitGenerator* const bits = generator.is_none() ? nullptr : bit_generator(generator);
+    return std::visit([&](auto& training) { return epochs_of(*training, x, y, weight, bits, numbers, count); },
+                      training_);
   }
 
   void pull() {
@@ -47,6 +63,25 @@ class Fit {
     return training.epoch(samples, steps);
   }
 
+  template <class T>
+  static std::pair<std::vector<double>, std::vector<double>> epochs_of(Training<T>& training, const Array& x,
+                                                                       const Array& y, const OptionalArray& weight,
+                                                                       const BitGenerator* bits, const Array& numbers,
+                                                                       index count) {
+    const double* const steps = input<double>(numbers);
+    const std::unique_ptr<std::int64_t[]> order(bits ? new std::int64_t[size_t(x.shape(0))] : nullptr);
+    const Samples<T> samples = samples_of<T>(x, y, weight, order.get());
+    std::vector<double> losses, seconds;
+    py::gil_scoped_release release;
+    for (index i = 0; i < count; i++) {
+      if (bits) permutation(*bits, samples.count, order.get());
+      const auto start = threads::Clock::now();
+      losses.push_back(training.epoch(samples, steps + i * (numbers.size() / count)));
+      seconds.push_back(std::chrono::duration<double>(threads::Clock::now() - start).count());
+    }
+    return {losses, seconds};
+  }
+
   Array params_;
   std::vector<Array> slots_;
   AnyTraining training_;
@@ -54,8 +89,7 @@ class Fit {
 
 // The caller holds the lock of the bit generator.
 py::array_t<std::int64_t> permutation_of(const py::capsule& generator, index count) {
-  const auto* const bits = static_cast<const BitGenerator*>(PyCapsule_GetPointer(generator.ptr(), "BitGenerator"));
-  if (!bits) throw py::error_already_set();
+  const BitGenerator* const bits = bit_generator(generator);
   py::array_t<std::int64_t> order(count);
   std::int64_t* const to = order.mutable_data();
   without_lock(64 * double(count), [&] { pyfastnn::permutation(*bits, count, to); });
@@ -126,6 +160,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init<const pyfastnn::Plan&, py::array, std::vector<py::array>, pyfastnn::index, int>(),
            py::keep_alive<1, 2>())
       .def("epoch", &pyfastnn::Fit::epoch)
+      .def("epochs", &pyfastnn::Fit::epochs)
       .def("pull", &pyfastnn::Fit::pull)
       .def("push", &pyfastnn::Fit::push);
 }

@@ -83,5 +83,14 @@ class Fit:
     def epoch(
         self, x: Array, y: Array, weight: Array | None, order: Array | None, numbers: Array
     ) -> float: ...
+    def epochs(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        generator: object,
+        numbers: Array,
+        count: int,
+    ) -> tuple[list[float], list[float]]: ...
     def pull(self) -> None: ...
     def push(self) -> None: ...

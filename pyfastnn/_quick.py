@@ -1,9 +1,9 @@
 """Quick ways past Python, which the compiled core has for its shortest calls.
 
 The kernels on arrays and a network's predictions take a microsecond or less where they are small, as long as
-a frame of Python with its checks. So where there is a core, it is what is called: where the backend in use is its own,
-the arguments are ready arrays of matching shapes and the names are known, it does the work; else it calls the
-function as it is written, which says what is wrong.
+a frame of Python with its checks. So where there is a core, it is what is called: where the backend in use is
+its own, the arguments are ready arrays of matching shapes and the names are known, it does the work; else it
+calls the function as it is written, which says what is wrong.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -326,12 +325,11 @@ class MLP:
             training = stack.enter_context(
                 plan.training(self._params, x, y, weight, batch_size, optimizer, state)
             )
-            for _ in range(epochs):
-                order = plan.backend.order(self._rng, len(x)) if shuffled else None
-                start = time.perf_counter()
-                loss = training.epoch(order)
-                history.seconds.append(time.perf_counter() - start)
-                history.loss.append(loss)
+            while len(history) < epochs:
+                ahead = 1 if watchers or validation_data is not None else epochs - len(history)
+                losses, seconds = training.epochs(ahead, self._rng if shuffled else None)
+                history.loss += losses
+                history.seconds += seconds
                 if validation_data is not None:
                     for name, value in self._figures(*validation_data, None, training.forward).items():
                         history.validation.setdefault(name, []).append(value)

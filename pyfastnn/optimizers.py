@@ -121,8 +121,9 @@ class SGD:
         return 1 if self.momentum else 0
 
     def numbers(self, first: int, count: int) -> Array:
-        constant = [self.learning_rate, self.momentum][: 1 + self.slots]
-        return np.full((count, len(constant)), constant, np.float64)
+        numbers = np.empty((count, 1 + self.slots))
+        numbers[:] = [self.learning_rate, self.momentum][: 1 + self.slots]
+        return numbers
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -127,6 +129,31 @@ def test_an_interrupted_fit_keeps_what_it_has_learnt(backend):
     np.testing.assert_array_equal(interrupted.params, whole.params)
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers that send signals")
+@pytest.mark.parametrize("batch_size", [3, 1000])
+def test_a_signal_ends_a_long_fit(backend, batch_size):
+    class RingError(Exception):
+        pass
+
+    def ring(*_):
+        raise RingError
+
+    net = network()
+    net.fit(X, Y, epochs=3, batch_size=batch_size)  # what is compiled now does not count
+    previous = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        start = time.perf_counter()
+        with pytest.raises(RingError):
+            net.fit(X, Y, epochs=10**9, batch_size=batch_size)
+        seconds = time.perf_counter() - start
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert seconds < 10  # of 0.2, and a slice, on a busy machine
+    assert np.isfinite(net.params).all()
+
+
 def test_an_order_that_fails_loses_no_epoch(backend, monkeypatch):
     whole, interrupted = network(), network()
     whole.fit(X, Y, epochs=2, batch_size=3)
@@ -139,6 +166,7 @@ def test_an_order_that_fails_loses_no_epoch(backend, monkeypatch):
         return draw(rng, count)
 
     monkeypatch.setattr(backend, "order", order)
+    monkeypatch.setattr(backend, "draws", lambda rng, count: False, raising=False)  # not in the core
     with pytest.raises(KeyboardInterrupt):
         interrupted.fit(X, Y, epochs=5, batch_size=3)
     np.testing.assert_array_equal(interrupted.params, whole.params)

@@ -137,6 +137,29 @@ def test_order_without_shuffling_leaves_the_generator_alone(backend, dtype):
     assert rng_state(net) != before
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, None])
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=repr)
+def test_epochs_at_once_are_those_one_by_one(backend, dtype, optimizer, bits, shuffle):
+    class Derived(np.random.Generator):
+        pass
+
+    x, y = data(dtype)
+    at_once, one_by_one = (
+        network(dtype, np.random.Generator(bits(7)) if bits else Derived(np.random.PCG64(7)))
+        for _ in range(2)
+    )
+    settings = {"batch_size": 5, "optimizer": optimizer, "shuffle": shuffle}
+    history = at_once.fit(x, y, epochs=150, **settings)
+    losses = [one_by_one.fit(x, y, epochs=1, **settings).loss[0] for _ in range(150)]
+    assert history.loss == losses
+    assert len(history.seconds) == 150
+    assert all(second > 0 for second in history.seconds)
+    np.testing.assert_array_equal(at_once.params, one_by_one.params)
+    assert repr(rng_state(at_once)) == repr(rng_state(one_by_one))
+    assert at_once._training[1].step == one_by_one._training[1].step == 150 * 5
+
+
 def test_same_seed_same_training(backend, dtype):
     x, y = data(dtype)
     nets = [network(dtype), network(dtype), network(dtype, seed=np.random.default_rng(1))]

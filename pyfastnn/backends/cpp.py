@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from types import ModuleType
 
@@ -16,6 +17,8 @@ from ..optimizers import Optimizer, OptimizerState
 from .plan import Backend, BackendUnavailableError, Plan, Spec, Training, batch_scale
 
 _MOST_THREADS = 2**31 - 1  # what a C int holds
+_INTERVAL = 0.02  # seconds, about, after which a fit looks for signals, such as of an impatient user
+_MOST_STEPS = 2**14  # until then, for whose numbers there must be memory
 
 
 def import_core() -> ModuleType:
@@ -134,9 +137,11 @@ class CppBackend(Backend):
         return CppPlan(self, spec)
 
     def order(self, rng: np.random.Generator, count: int) -> Array:
-        if type(rng) is np.random.Generator and count < 2**32 and self._shuffles_as_numpy:
-            return self._permutation(rng, count)
-        return super().order(rng, count)
+        return self._permutation(rng, count) if self.draws(rng, count) else super().order(rng, count)
+
+    def draws(self, rng: np.random.Generator, count: int) -> bool:
+        """Whether the core can draw permutations from this generator, as NumPy would."""
+        return type(rng) is np.random.Generator and count < 2**32 and self._shuffles_as_numpy
 
     def _permutation(self, rng: np.random.Generator, count: int) -> Array:
         bits = rng.bit_generator
@@ -239,6 +244,8 @@ class CppTraining(Training):
         super().__init__(plan, params, x, y, weight, batch_size, optimizer, state)
         self._steps = -(-len(x) // batch_size)
         self._numbers, self._begun = np.empty((0, 0)), False
+        self._seconds = np.inf  # an epoch
+        self._cpp = plan._cpp
         rule = plan._cpp._rule_ids[optimizer.rule]
         self._fit = plan._cpp._core.Fit(plan._compiled, params, state.slots, batch_size, rule)
 
@@ -246,17 +253,33 @@ class CppTraining(Training):
         self.pull()
 
     def epoch(self, order: Array | None) -> float:
+        loss = self._fit.epoch(*self._data, order, self._next_numbers(self._steps))
+        self._settings[2].step += self._steps
+        return loss
+
+    def epochs(self, most: int, rng: np.random.Generator | None) -> tuple[list[float], list[float]]:
+        if rng is not None and not self._cpp.draws(rng, len(self._data[0])):
+            return super().epochs(most, rng)
+        count = min(most, max(int(_INTERVAL / self._seconds), 1), max(_MOST_STEPS // self._steps, 1))
+        numbers = self._next_numbers(count * self._steps)
+        bits = None if rng is None else rng.bit_generator
+        with nullcontext() if bits is None else bits.lock:
+            generator = None if bits is None else bits.capsule
+            losses, seconds = self._fit.epochs(*self._data, generator, numbers, count)
+        self._settings[2].step += count * self._steps
+        self._seconds = sum(seconds) / count
+        return losses, seconds
+
+    def _next_numbers(self, steps: int) -> Array:
+        """The optimizer's numbers of the steps that are taken now."""
         _, optimizer, state = self._settings
-        steps = self._steps
         if steps > len(self._numbers):
             # After the first epoch those of several at once: NumPy's overhead is longer than the step of a
             # small network.
             count = max(steps, 64) if self._begun else steps
             self._numbers, self._begun = optimizer.numbers(state.step + 1, count), True
         numbers, self._numbers = self._numbers[:steps], self._numbers[steps:]
-        loss = self._fit.epoch(*self._data, order, numbers)
-        state.step += steps
-        return loss
+        return numbers
 
     def forward(self, x: Array, out: Array) -> None:
         self.pull()

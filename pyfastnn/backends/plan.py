@@ -7,6 +7,7 @@ overlap no input.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -198,6 +199,19 @@ class Training:
     def epoch(self, order: Array | None) -> float:
         """One pass over the samples; see ``Plan.train_epoch``."""
         return self._plan.train_epoch(self._params, *self._data, order, *self._settings)
+
+    def epochs(self, most: int, rng: np.random.Generator | None) -> tuple[list[float], list[float]]:
+        """One epoch or several, at most so many, each in an order drawn from rng (None: as the samples lie).
+
+        Returns
+        -------
+        losses, seconds : list of float
+            Of each epoch; seconds without the drawing.
+        """
+        order = None if rng is None else self._plan.backend.order(rng, len(self._data[0]))
+        start = time.perf_counter()
+        loss = self.epoch(order)
+        return [loss], [time.perf_counter() - start]
 
     def forward(self, x: Array, out: Array) -> None:
         """The network as it is now, at x; see ``Plan.forward``."""

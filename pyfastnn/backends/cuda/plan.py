@@ -155,7 +155,9 @@ class Resident(Training):
         optimizer: Optimizer | None,
         state: OptimizerState | None,
     ) -> None:
-        self.plan, self.cuda, self.stream = plan, plan.cuda, plan.cuda.stream
+        self._plan = self.plan = plan
+        self._data = x, y, weight
+        self.cuda, self.stream = plan.cuda, plan.cuda.stream
         self._host = [params, *(state.slots if state else ())]
         self._x_given, self.weight, self.count, self.batch = x, weight, len(x), batch
         self.optimizer, self.memory = optimizer, state
