@@ -171,7 +171,7 @@ void dense_update(const KernelTable<T>& kernels, LayerShape s, const T* x, const
   const Rule<T>* descent = kernels.rules;
   while (!descent->descends) descent++;
   // Else it gives pieces of the gradient, which are used while a cache has them.
-  const index piece = std::max((index(1) << 16) / index(sizeof(T)), s.outputs);
+  const index piece = std::max((index(1) << 16) / index(sizeof(T)), (s.outputs + 15) / 16 * 16);
   T* const scratch = scratch_for<T>(threads, scratch_size<T> + piece);
   const auto update_weights = [&](const Block& block, T* own, T* gradient) {
     Gemm<T> product{

@@ -98,8 +98,8 @@ py::array_t<std::int64_t> permutation_of(const py::capsule& generator, index cou
 
 using LossTuple = std::tuple<std::optional<std::pair<double, double>>, bool, bool, std::vector<int>>;
 
-Lists lists_of(const Kernels& kernels, py::dict activations, std::vector<bool> slopes_from_input, py::dict losses,
-               const std::vector<LossTuple>& facts) {
+Lists make_lists(const Kernels& kernels, py::dict activations, std::vector<bool> slopes_from_input, py::dict losses,
+                 const std::vector<LossTuple>& facts) {
   std::vector<LossFacts> loss_facts;
   for (const auto& [interval, classes, mean_over_outputs, pairs] : facts) {
     LossFacts& each = loss_facts.emplace_back(LossFacts{interval, classes, mean_over_outputs, {}});
@@ -118,7 +118,7 @@ std::vector<std::string> instruction_set_names() {
 }  // namespace pyfastnn
 
 PYBIND11_MODULE(_core, m) {
-  using pyfastnn::Kernels, pyfastnn::Lists, pyfastnn::lists_of;
+  using pyfastnn::Kernels, pyfastnn::Lists, pyfastnn::make_lists;
   m.attr("compiler") = PYFASTNN_COMPILER;
   m.def("follow_choice", pyfastnn::follow_choice, "follow_choice(context_choice, process_choice)");
   m.def("with_quick_way", pyfastnn::with_quick_way, "The function, behind its quick way.");
@@ -148,7 +148,7 @@ PYBIND11_MODULE(_core, m) {
       .def("multiply_add_rate", &Kernels::multiply_add_rate)
       .def("read_rate", &Kernels::read_rate);
   py::class_<Lists>(m, "Lists")
-      .def(py::init(&lists_of), py::keep_alive<1, 2>(),
+      .def(py::init(&make_lists), py::keep_alive<1, 2>(),
            "Lists(kernels, activations, slopes_from_input, losses, facts of each loss)");
   py::class_<pyfastnn::Plan>(m, "Plan")
       .def(py::init<const Kernels&, const py::array&, const std::vector<pyfastnn::index>&, const std::vector<int>&,

@@ -19,11 +19,11 @@ constexpr index most_parameters = 8;
 
 // A function of Python, and its quick way. It behaves as that function does, as a method too.
 struct Shortcut {
-  PyObject_HEAD;
-  vectorcallfunc call;
+  PyObject_HEAD vectorcallfunc call;
   QuickWay way;
-  PyObject *function, *names, *dict;  // names: of the parameters; dict: what functools.update_wrapper sets
-  index positional;                   // parameters that need no name
+  PyObject *function, *names;        // names: of the parameters
+  PyObject *dict, *weak_references;  // dict: what functools.update_wrapper sets
+  index positional;                  // parameters that need no name
   PyObject* defaults[most_parameters];
 };
 
@@ -45,18 +45,30 @@ bool placed(const Shortcut& shortcut, PyObject* const* arguments, index position
   return std::all_of(values, values + count, [](PyObject* value) { return value; });
 }
 
+// None where nobody has chosen yet.
+py::object backend_in_use() {
+  PyObject* choice = nullptr;
+  if (PyContextVar_Get(context_choice.ptr(), nullptr, &choice)) throw py::error_already_set();
+  auto chosen = py::reinterpret_steal<py::object>(choice);
+  return chosen.is_none() ? py::reinterpret_borrow<py::object>(PyList_GET_ITEM(process_choice.ptr(), 0)) : chosen;
+}
+
 PyObject* call_shortcut(PyObject* self, PyObject* const* arguments, size_t flags, PyObject* names) {
   const Shortcut& shortcut = *of(self);
   PyObject* values[most_parameters];
   if (placed(shortcut, arguments, PyVectorcall_NARGS(flags), names, values)) {
     try {
-      PyObject* const result = shortcut.way(values);
+      const py::object backend = backend_in_use();
+      PyObject* const result = shortcut.way(backend.ptr(), values);
       if (result || PyErr_Occurred()) return result;
     } catch (py::error_already_set& error) {
       error.restore();
       return nullptr;
     } catch (const std::bad_alloc&) {
       return PyErr_NoMemory();
+    } catch (const std::exception& error) {
+      PyErr_SetString(PyExc_RuntimeError, error.what());
+      return nullptr;
     }
   }
   return PyObject_Vectorcall(shortcut.function, arguments, flags, names);
@@ -64,6 +76,7 @@ PyObject* call_shortcut(PyObject* self, PyObject* const* arguments, size_t flags
 
 void destroy_shortcut(PyObject* self) {
   PyTypeObject* const type = Py_TYPE(self);
+  PyObject_ClearWeakRefs(self);
   for (PyObject* each : {of(self)->function, of(self)->names, of(self)->dict}) Py_XDECREF(each);
   for (PyObject* each : of(self)->defaults) Py_XDECREF(each);
   type->tp_free(self);
@@ -84,9 +97,11 @@ PyObject* reduce_shortcut(PyObject* self, PyObject*) {
 }
 
 PyTypeObject* shortcut_type() {
-  static PyMemberDef members[] = {{"__vectorcalloffset__", T_PYSSIZET, offsetof(Shortcut, call), READONLY, nullptr},
-                                  {"__dictoffset__", T_PYSSIZET, offsetof(Shortcut, dict), READONLY, nullptr},
-                                  {nullptr, 0, 0, 0, nullptr}};
+  static PyMemberDef members[] = {
+      {"__vectorcalloffset__", T_PYSSIZET, offsetof(Shortcut, call), READONLY, nullptr},
+      {"__dictoffset__", T_PYSSIZET, offsetof(Shortcut, dict), READONLY, nullptr},
+      {"__weaklistoffset__", T_PYSSIZET, offsetof(Shortcut, weak_references), READONLY, nullptr},
+      {nullptr, 0, 0, 0, nullptr}};
   static PyGetSetDef properties[] = {{"__dict__", PyObject_GenericGetDict, nullptr, nullptr, nullptr},
                                      {nullptr, nullptr, nullptr, nullptr, nullptr}};
   static PyMethodDef methods[] = {{"__reduce__", reduce_shortcut, METH_NOARGS, nullptr},
@@ -151,14 +166,6 @@ py::object with_quick_way(py::object function) {
 void follow_choice(py::object context, py::list process) {
   context_choice = context.release();
   process_choice = process.release();
-}
-
-PyObject* backend_in_use() {
-  PyObject* choice = nullptr;
-  if (PyContextVar_Get(context_choice.ptr(), nullptr, &choice)) throw py::error_already_set();
-  Py_DECREF(choice);  // the context keeps it, or the variable its default
-  if (choice == Py_None) choice = PyList_GET_ITEM(process_choice.ptr(), 0);
-  return choice == Py_None ? nullptr : choice;
 }
 
 }  // namespace pyfastnn

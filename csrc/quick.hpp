@@ -7,14 +7,13 @@
 
 #include <vector>
 
-#include <vector>
-
 namespace pyfastnn {
 
 // Of the function's parameters, in their order: a default where the call names none.
 using Values = PyObject* const*;
-// A new reference; null with an error set; or null without one, where the function in Python is to be called.
-using QuickWay = PyObject* (*)(Values);
+// A new reference; null with an error set; or null without one, where the function in Python is to be called. The
+// backend is that in use, which lives until the end of the call.
+using QuickWay = PyObject* (*)(PyObject* backend, Values);
 
 struct QuickFunction {
   const char *name, *parameters;  // as in Python, the parameters with a space between them
@@ -31,7 +30,5 @@ pybind11::object with_quick_way(pybind11::object function);
 
 // Where the choice of a backend is found: a ContextVar with the default None, and a list of the choice of the process.
 void follow_choice(pybind11::object context_choice, pybind11::list process_choice);
-// Borrowed; null where nobody has chosen yet.
-PyObject* backend_in_use();
 
 }  // namespace pyfastnn

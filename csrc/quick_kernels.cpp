@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "quick.hpp"
 
@@ -55,9 +56,9 @@ bool targets_fit(const LossFacts& loss, ReadyMatrix matrix, const T* y) {
          (!loss.classes || has_unit_rows(matrix, y));
 }
 
-PyObject* forward(Values values) {
+PyObject* forward(PyObject* backend, Values values) {
   PyObject *x = values[0], *w = values[1], *b = values[2], *out = values[4], *z = values[5];
-  const Lists* const lists = lists_in_use();
+  const Lists* const lists = lists_of(backend);
   const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
   if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
   const int f = number_of(lists->activations, values[3]);
@@ -69,12 +70,13 @@ PyObject* forward(Values values) {
   return a.release().ptr();
 }
 
-PyObject* delta(PyObject* d1, PyObject* w1, PyObject* a0, PyObject* activation, PyObject* out, PyObject* z0) {
-  const Lists* const lists = lists_in_use();
+PyObject* delta(PyObject* backend, PyObject* d1, PyObject* w1, PyObject* a0, PyObject* activation, PyObject* out,
+                PyObject* z0) {
+  const Lists* const lists = lists_of(backend);
   const ReadyMatrix d = ready_matrix(d1), w = ready_matrix(w1);
   if (!lists || d.type < 0 || w.type != d.type || w.columns != d.columns) return nullptr;
   const int f = number_of(lists->activations, activation);
-  if (f < 0 || !lists->has_slopes(f) || !is_ready(a0, d.type, {d.rows, w.rows})) return nullptr;
+  if (f < 0 || !lists->kernels.is_elementwise(f) || !is_ready(a0, d.type, {d.rows, w.rows})) return nullptr;
   if (z0 != Py_None ? !is_ready(z0, d.type, {d.rows, w.rows}) : lists->slopes_from_input[size_t(f)]) return nullptr;
   py::object result = target(out, d1, {d.rows, w.rows}, {d1, w1, a0, z0});
   if (!result) return nullptr;
@@ -83,18 +85,18 @@ PyObject* delta(PyObject* d1, PyObject* w1, PyObject* a0, PyObject* activation, 
   return result.release().ptr();
 }
 
-PyObject* activation_delta(Values values) {
-  return delta(values[0], values[1], values[2], values[3], values[4], values[5]);
+PyObject* activation_delta(PyObject* backend, Values values) {
+  return delta(backend, values[0], values[1], values[2], values[3], values[4], values[5]);
 }
 
-PyObject* sigmoid_delta(Values values) {
+PyObject* sigmoid_delta(PyObject* backend, Values values) {
   static PyObject* const sigmoid = PyUnicode_InternFromString("sigmoid");
-  return delta(values[0], values[1], values[2], sigmoid, values[3], Py_None);
+  return delta(backend, values[0], values[1], values[2], sigmoid, values[3], Py_None);
 }
 
-PyObject* backward(Values values) {
+PyObject* backward(PyObject* backend, Values values) {
   PyObject *x = values[0], *w = values[1], *d = values[2], *need_dx = values[3];
-  const Lists* const lists = lists_in_use();
+  const Lists* const lists = lists_of(backend);
   const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
   if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
   if (!is_ready(d, input.type, {input.rows, weights.columns}) || !PyBool_Check(need_dx)) return nullptr;
@@ -105,9 +107,9 @@ PyObject* backward(Values values) {
   return PyTuple_Pack(3, dw.ptr(), db.ptr(), dx.ptr());
 }
 
-PyObject* output(Values values) {
+PyObject* output(PyObject* backend, Values values) {
   PyObject *a = values[0], *y = values[1], *out = values[4], *sample_weight = values[5];
-  const Lists* const lists = lists_in_use();
+  const Lists* const lists = lists_of(backend);
   const ReadyMatrix outputs = ready_matrix(a);
   if (!lists || outputs.type < 0 || !outputs.rows || sample_weight != Py_None) return nullptr;
   const int l = number_of(lists->losses, values[2]), f = number_of(lists->activations, values[3]);
@@ -122,9 +124,9 @@ PyObject* output(Values values) {
   return PyTuple_Pack(2, py::float_(value).ptr(), d.ptr());
 }
 
-PyObject* update(Values values) {
+PyObject* update(PyObject* backend, Values values) {
   PyObject *x = values[0], *w = values[1], *b = values[2], *d = values[3];
-  const Lists* const lists = lists_in_use();
+  const Lists* const lists = lists_of(backend);
   const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
   if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
   if (!is_ready(b, input.type, {weights.columns}) || !is_ready(d, input.type, {input.rows, weights.columns}))
@@ -138,16 +140,17 @@ PyObject* update(Values values) {
 
 }  // namespace
 
-const Lists* lists_in_use() {
-  static py::handle known;
-  static const Lists* lists = nullptr;
-  PyObject* const backend = backend_in_use();
-  if (known.ptr() != backend) {
-    const py::object found = backend ? py::getattr(backend, "_lists", py::none()) : py::none();
-    lists = py::isinstance<Lists>(found) ? found.cast<const Lists*>() : nullptr;
-    known.dec_ref();
-    known = py::handle(backend).inc_ref();  // so that no other takes its place in memory
-  }
+const Lists* lists_of(PyObject* backend) {
+  // The last ones found. The reference keeps another backend from taking the place of this one in memory.
+  static PyObject* known = nullptr;
+  static const Lists* known_lists = nullptr;
+  if (known == backend) return known_lists;
+  const py::object found = py::getattr(backend, "_lists", py::none());
+  const Lists* const lists = py::isinstance<Lists>(found) ? found.cast<const Lists*>() : nullptr;
+  Py_INCREF(backend);
+  PyObject* const before = std::exchange(known, backend);
+  known_lists = lists;
+  Py_XDECREF(before);  // last, since that may call anything
   return lists;
 }
 

@@ -25,12 +25,10 @@ struct Lists {
   const py::dict activations, losses;
   const std::vector<bool> slopes_from_input;
   const std::vector<LossFacts> loss_facts;
-
-  bool has_slopes(int activation) const { return kernels.is_elementwise(activation); }
 };
 
-// Those of the backend in use; null where it has none.
-const Lists* lists_in_use();
+// Those of the backend, an object of Python; null where it has none.
+const Lists* lists_of(PyObject* backend);
 
 // Whether y, labels or a ready matrix, can be the targets of outputs of that shape and type; with `flat`, values of a
 // single output (rows,) too.

@@ -7,8 +7,7 @@ namespace pyfastnn {
 namespace {
 
 struct BoundNetwork {
-  PyObject_HEAD;
-  const Plan* plan;
+  PyObject_HEAD const Plan* plan;
   PyObject *owner, *params, *backend;  // owner: of the plan
 };
 
@@ -28,14 +27,18 @@ PyTypeObject* bound_network_type() {
   return type;
 }
 
-// What the network, an object of Python, has been bound to; null where that is not for the backend in use.
-py::object binding_of(PyObject* network) {
+// What the network, an object of Python, has been bound to; null where that is not for the backend.
+py::object binding_of(PyObject* network, PyObject* backend) {
   static PyObject* const attribute = PyUnicode_InternFromString("_bound");
   auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(network, attribute));
-  if (!found) PyErr_Clear();
-  if (!found || Py_TYPE(found.ptr()) != bound_network_type()) return {};
-  if (reinterpret_cast<BoundNetwork*>(found.ptr())->backend != backend_in_use()) return {};
-  return found;
+  if (!found) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+    PyErr_Clear();
+    return {};
+  }
+  const bool right =
+      Py_TYPE(found.ptr()) == bound_network_type() && reinterpret_cast<BoundNetwork*>(found.ptr())->backend == backend;
+  return right ? found : py::object();
 }
 
 template <class T>
@@ -43,7 +46,7 @@ PyObject* predict(const Network<T>& network, PyObject* params, PyObject* x, PyOb
   const ReadyMatrix input = ready_matrix(x);
   const index inputs = network.layers.front().inputs, outputs = network.layers.back().outputs;
   if (input.type != type_number<T> || input.columns != inputs) return nullptr;
-  py::object result = target(out, x, {input.rows, outputs}, {x, params});
+  py::object result = target(out, params, {input.rows, outputs}, {x, params});
   if (!result) return nullptr;
   const T *params_data = data_of<T>(params), *x_data = data_of<T>(x);
   T* const result_data = data_of<T>(result.ptr());
@@ -52,17 +55,17 @@ PyObject* predict(const Network<T>& network, PyObject* params, PyObject* x, PyOb
   return result.release().ptr();
 }
 
-PyObject* predict(Values values) {
-  const py::object binding = binding_of(values[0]);
+PyObject* predict(PyObject* backend, Values values) {
+  const py::object binding = binding_of(values[0], backend);
   if (!binding) return nullptr;
   const auto* const bound = reinterpret_cast<const BoundNetwork*>(binding.ptr());
   return bound->plan->visit([&](auto& network, auto) { return predict(network, bound->params, values[1], values[2]); });
 }
 
-PyObject* loss_and_gradient(Values values) {
+PyObject* loss_and_gradient(PyObject* backend, Values values) {
   PyObject *x = values[1], *y = values[2], *sample_weight = values[3], *out = values[4];
-  const py::object binding = binding_of(values[0]);
-  const Lists* const lists = binding && sample_weight == Py_None ? lists_in_use() : nullptr;
+  const py::object binding = binding_of(values[0], backend);
+  const Lists* const lists = binding && sample_weight == Py_None ? lists_of(backend) : nullptr;
   if (!lists) return nullptr;
   const auto* const bound = reinterpret_cast<const BoundNetwork*>(binding.ptr());
   const LossFacts& loss = lists->loss_facts[size_t(bound->plan->loss())];
@@ -75,7 +78,7 @@ PyObject* loss_and_gradient(Values values) {
   if (!fit) return nullptr;
   const auto array = [](PyObject* object) { return py::reinterpret_borrow<Array>(object); };
   const Array params = array(bound->params);
-  const py::object gradient = target(out, x, {params.size()}, {x, y, bound->params});
+  const py::object gradient = target(out, bound->params, {params.size()}, {x, y, bound->params});
   if (!gradient) return nullptr;
   const double value = bound->plan->loss_and_gradient(params, array(x), array(y), {}, array(gradient.ptr()));
   return PyTuple_Pack(2, py::float_(value).ptr(), gradient.ptr());

@@ -17,17 +17,17 @@ from .backends import context_choice, process_choice
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 try:
-    from . import _core
+    from ._core import follow_choice, with_quick_way
 except ImportError:  # said where a backend is first used
 
     def quick(function: _F) -> _F:
         return function
 
 else:
-    _core.follow_choice(context_choice, process_choice)
+    follow_choice(context_choice, process_choice)
 
     def quick(function: _F) -> _F:
         """The function behind the core's quick way of that name."""
-        shortcut = _core.with_quick_way(function)
+        shortcut = with_quick_way(function)
         update_wrapper(shortcut, function)
         return shortcut

@@ -197,8 +197,8 @@ def dense_backward(
 def dense_update(x: Array, w: Array, b: Array, d: Array, learning_rate: float) -> None:
     """A step of gradient descent for a dense layer, in place: w -= learning_rate x^T d, and b likewise.
 
-    What ``dense_backward`` would give as dw and db is taken from w and b as it is computed: cheaper than two
-    passes, the more so where several threads share the work.
+    What ``dense_backward`` would give as dw and db is taken from w and b as it is computed: cheaper than a
+    second pass for batches of up to some hundred, most of all where several threads share the work.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def dense_update(x: Array, w: Array, b: Array, d: Array, learning_rate: float) -
     Raises
     ------
     TypeError
-        For an argument that is no array, or of another dtype.
+        For an argument that is no array, or of another dtype, or a learning rate that is no number.
     ValueError
         For a wrong shape or layout, a learning rate out of range, or an array to change that is read-only or
         overlaps another argument.

@@ -74,7 +74,11 @@ def _check(name: str, value: float, low: float, high: float) -> None:
     """Raise unless low <= value < high."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not low <= value < high:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not low <= number < high:
         raise ValueError(f"{name} must be in [{low:g}, {high:g}), got {value!r}")
 
 

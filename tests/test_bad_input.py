@@ -181,6 +181,7 @@ def test_unknown_names(function, argument, known, dtype):
         (-0.1, ValueError, r"must be in \[0, inf\), got -0.1"),
         (np.inf, ValueError, r"must be in \[0, inf\), got inf"),
         (np.nan, ValueError, r"must be in \[0, inf\), got nan"),
+        (10**400, ValueError, r"must be in \[0, inf\), got 10"),
         ("0.1", TypeError, "must be a number, got str"),
         (True, TypeError, "must be a number, got bool"),
         (None, TypeError, "must be a number, got NoneType"),

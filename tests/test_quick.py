@@ -141,6 +141,60 @@ def test_other_backends_are_followed(dtype):
     assert counting.calls == 3
 
 
+def test_a_backend_that_does_things_in_its_own_way_is_called(dtype):
+    calls = []
+
+    class Own(type(COMPILED[-1])):
+        def dense_forward(self, *arguments):
+            calls.append("forward")
+            super().dense_forward(*arguments)
+
+        def output_delta(self, *arguments):
+            calls.append("output")
+            return super().output_delta(*arguments)
+
+    x, w, b = numbers(3, 4, dtype=dtype), numbers(4, 2, dtype=dtype), numbers(2, dtype=dtype)
+    with pf.use_backend(Own()):
+        pf.output_delta(pf.dense_forward(x, w, b, "softmax"), np.array([0, 1, 0]))
+    assert calls == ["forward", "output"]
+
+
+def test_a_backend_lives_as_long_as_its_calls():
+    """While one thread works without the interpreter lock, another may have replaced its backend."""
+    code = """
+        import sys, threading, time
+        import numpy as np
+        import pyfastnn as pf
+        from pyfastnn.backends.cpp import CppBackend
+
+        x, w, b, out = (np.ones(shape, np.float32) for shape in ((64, 64), (64, 96), 96, (64, 96)))
+        one = np.ones((1, 1), np.float32)
+        sys.setswitchinterval(1e-6)
+        pf.set_num_threads(1)
+        pf.set_backend(CppBackend())
+        end = time.perf_counter() + 1.5
+
+        def work():
+            while time.perf_counter() < end:
+                pf.dense_forward(x, w, b, out=out)
+
+        def replace():
+            while time.perf_counter() < end:
+                for backend in [CppBackend() for _ in range(50)]:
+                    pf.set_backend(backend)
+                    del backend
+                    pf.dense_forward(one, one, one[0])
+
+        threads = [threading.Thread(target=each) for each in (work, replace)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(out[0, 0])
+    """
+    assert run_python(code).split() == ["65.0"]
+
+
 def test_kernels_raise_what_they_always_do(dtype):
     x, w, b = numbers(3, 4, dtype=dtype), numbers(4, 2, dtype=dtype), numbers(2, dtype=dtype)
     with pytest.raises(TypeError, match=r"dense_forward\(\) missing 1 required positional argument: 'b'"):
@@ -173,6 +227,7 @@ def test_kernels_look_like_the_functions_they_are():
     assert pf.dense_forward.__module__ == "pyfastnn.kernels"
     assert pf.dense_forward.__doc__.startswith("A dense layer, f(x w + b).")
     assert inspect.isroutine(pf.dense_forward)
+    assert weakref.ref(pf.dense_forward)() is pf.dense_forward
     assert "function dense_forward" in repr(pf.dense_forward)
     for same in (
         pickle.loads(pickle.dumps(pf.dense_forward)),
@@ -268,6 +323,20 @@ def test_predict_takes_the_parameters_of_now(net, dtype):
     other = pf.MLP([5, 7, 3], "tanh", "softmax", dtype=dtype, seed=1)
     net.__setstate__(other.__getstate__())
     np.testing.assert_array_equal(net.predict(x), other.predict(x))
+
+
+def test_other_errors_of_a_network_pass_through(dtype):
+    class Interrupted(pf.MLP):
+        @property
+        def _bound(self):
+            raise KeyboardInterrupt
+
+        @_bound.setter
+        def _bound(self, value):
+            pass
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted([5, 3], dtype=dtype).predict(np.zeros((1, 5), dtype))
 
 
 def test_subclasses_may_override_it(net, dtype):

@@ -71,7 +71,8 @@ class CppBackend(Backend):
         self._activation_ids = {name: i for i, name in enumerate(self._kernels.activations())}
         self._loss_ids = {name: i for i, name in enumerate(self._kernels.losses())}
         self._rule_ids = {name: i for i, name in enumerate(self._kernels.rules())}
-        self._lists = self._quick_lists()
+        # Others may do things in their own way.
+        self._lists = self._quick_lists() if type(self) is CppBackend else None
 
     def _quick_lists(self) -> object:
         """What the quick ways of the kernels need to know; see ``pyfastnn._quick``."""

@@ -79,6 +79,7 @@ class Backend(ABC):
     """The kernels. Shapes: x (n, k), w (k, m), b (m,), z, a, d (n, m)."""
 
     name: str
+    _lists: object = None  # what quick ways need; see ``pyfastnn._quick``
 
     def __repr__(self) -> str:
         return f"<pyfastnn backend {self.description}>"
