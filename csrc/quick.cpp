@@ -19,7 +19,8 @@ constexpr index most_parameters = 8;
 
 // A function of Python, and its quick way. It behaves as that function does, as a method too.
 struct Shortcut {
-  PyObject_HEAD vectorcallfunc call;
+  PyObject_HEAD;
+  vectorcallfunc call;
   QuickWay way;
   PyObject *function, *names;        // names: of the parameters
   PyObject *dict, *weak_references;  // dict: what functools.update_wrapper sets

@@ -7,7 +7,8 @@ namespace pyfastnn {
 namespace {
 
 struct BoundNetwork {
-  PyObject_HEAD const Plan* plan;
+  PyObject_HEAD;
+  const Plan* plan;
   PyObject *owner, *params, *backend;  // owner: of the plan
 };
 
