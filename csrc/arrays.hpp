@@ -24,6 +24,11 @@ constexpr double quick_multiply_adds = 3e5;
 using Array = py::array;
 using OptionalArray = std::optional<py::array>;
 
+inline Array array(PyObject* object) { return py::reinterpret_borrow<Array>(object); }
+inline OptionalArray optional_array(PyObject* object) {
+  return object == Py_None ? OptionalArray() : OptionalArray(array(object));
+}
+
 template <class F>
 auto without_lock(double work, F f) {
   if (work < quick_multiply_adds) return f();

@@ -4,10 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <variant>
-
+#include "draws.hpp"
+#include "fit.hpp"
 #include "networks.hpp"
-#include "order.hpp"
 #include "quick.hpp"
 #include "quick_kernels.hpp"
 #include "teams.hpp"
@@ -17,82 +16,12 @@ namespace py = pybind11;
 namespace pyfastnn {
 namespace {
 
-const BitGenerator* bit_generator(const py::object& capsule) {
-  const auto* const bits = static_cast<const BitGenerator*>(PyCapsule_GetPointer(capsule.ptr(), "BitGenerator"));
-  if (!bits) throw py::error_already_set();
-  return bits;
-}
-
-// A fit under way. It keeps the arrays that it was given.
-class Fit {
- public:
-  Fit(const Plan& plan, Array params, std::vector<Array> slots, index batch, int rule)
-      : params_(params), slots_(slots), training_(plan.training(params, slots, batch, rule)) {}
-
-  double epoch(const Array& x, const Array& y, const OptionalArray& weight, const OptionalArray& order,
-               const Array& numbers) {
-    return std::visit([&](auto& training) { return epoch_of(*training, x, y, weight, order, numbers); }, training_);
-  }
-
-  // The losses and seconds of so many epochs, each in an order drawn from the generator (a capsule, whose lock the
-  // caller holds) or, where that is None, as the samples lie. The numbers are those of all steps.
-  std::pair<std::vector<double>, std::vector<double>> epochs(const Array& x, const Array& y,
-                                                             const OptionalArray& weight, const py::object& generator,
-                                                             const Array& numbers, index count) {
-    const BitGenerator* const bits = generator.is_none() ? nullptr : bit_generator(generator);
-    return std::visit([&](auto& training) { return epochs_of(*training, x, y, weight, bits, numbers, count); },
-                      training_);
-  }
-
-  void pull() {
-    py::gil_scoped_release release;
-    std::visit([](auto& training) { training->pull(); }, training_);
-  }
-
-  void push() {
-    std::visit([](auto& training) { training->push(); }, training_);
-  }
-
- private:
-  template <class T>
-  static double epoch_of(Training<T>& training, const Array& x, const Array& y, const OptionalArray& weight,
-                         const OptionalArray& order, const Array& numbers) {
-    const Samples<T> samples = samples_of<T>(x, y, weight, order ? input<std::int64_t>(*order) : nullptr);
-    const double* steps = input<double>(numbers);
-    py::gil_scoped_release release;
-    return training.epoch(samples, steps);
-  }
-
-  template <class T>
-  static std::pair<std::vector<double>, std::vector<double>> epochs_of(Training<T>& training, const Array& x,
-                                                                       const Array& y, const OptionalArray& weight,
-                                                                       const BitGenerator* bits, const Array& numbers,
-                                                                       index count) {
-    const double* const steps = input<double>(numbers);
-    const std::unique_ptr<std::int64_t[]> order(bits ? new std::int64_t[size_t(x.shape(0))] : nullptr);
-    const Samples<T> samples = samples_of<T>(x, y, weight, order.get());
-    std::vector<double> losses, seconds;
-    py::gil_scoped_release release;
-    for (index i = 0; i < count; i++) {
-      if (bits) permutation(*bits, samples.count, order.get());
-      const auto start = threads::Clock::now();
-      losses.push_back(training.epoch(samples, steps + i * (numbers.size() / count)));
-      seconds.push_back(std::chrono::duration<double>(threads::Clock::now() - start).count());
-    }
-    return {losses, seconds};
-  }
-
-  Array params_;
-  std::vector<Array> slots_;
-  AnyTraining training_;
-};
-
-// The caller holds the lock of the bit generator.
-py::array_t<std::int64_t> permutation_of(const py::capsule& generator, index count) {
-  const BitGenerator* const bits = bit_generator(generator);
+py::array_t<std::int64_t> permutation_of(const py::object& bit_generator, index count) {
+  Draws draws(bit_generator, double(count));
   py::array_t<std::int64_t> order(count);
   std::int64_t* const to = order.mutable_data();
-  without_lock(64 * double(count), [&] { pyfastnn::permutation(*bits, count, to); });
+  without_lock(64 * double(count), [&] { draws.permutation(count, to); });
+  draws.give_back();
   return order;
 }
 
@@ -123,7 +52,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("follow_choice", pyfastnn::follow_choice, "follow_choice(context_choice, process_choice)");
   m.def("with_quick_way", pyfastnn::with_quick_way, "The function, behind its quick way.");
   m.def("instruction_sets", pyfastnn::instruction_set_names, "Those of this machine, the best last.");
-  m.def("permutation", pyfastnn::permutation_of, "Generator.permutation(n) from the capsule of its bit generator.");
+  m.def("permutation", pyfastnn::permutation_of, "Generator.permutation(n) from its bit generator.");
   m.def("set_thread_limit", pyfastnn::threads::set_limit, "0: automatic.");
   m.def(
       "oversubscribe",
@@ -155,12 +84,11 @@ PYBIND11_MODULE(_core, m) {
                     const std::vector<bool>&, int, bool, bool, bool>())
       .def("bound", pyfastnn::bound_network)
       .def("predict", &pyfastnn::Plan::predict)
-      .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient);
+      .def("loss_and_gradient", &pyfastnn::Plan::loss_and_gradient)
+      .def("fit", pyfastnn::fit);
   py::class_<pyfastnn::Fit>(m, "Fit")
-      .def(py::init<const pyfastnn::Plan&, py::array, std::vector<py::array>, pyfastnn::index, int>(),
-           py::keep_alive<1, 2>())
+      .def(py::init<const pyfastnn::Plan&, py::array, pyfastnn::index, int, py::object>(), py::keep_alive<1, 2>())
       .def("epoch", &pyfastnn::Fit::epoch)
-      .def("epochs", &pyfastnn::Fit::epochs)
       .def("pull", &pyfastnn::Fit::pull)
       .def("push", &pyfastnn::Fit::push);
 }

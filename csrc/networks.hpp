@@ -23,6 +23,13 @@ Samples<T> samples_of(const Array& x, const Array& y, const OptionalArray& weigh
 
 using AnyTraining = std::variant<std::unique_ptr<Training<float>>, std::unique_ptr<Training<double>>>;
 
+// f(training, T{}) with the training in its dtype.
+template <class F>
+auto visit(const AnyTraining& any, F f) {
+  if (const auto* training = std::get_if<std::unique_ptr<Training<float>>>(&any)) return f(**training, 0.0f);
+  return f(*std::get<std::unique_ptr<Training<double>>>(any), 0.0);
+}
+
 // A network laid out for one instruction set and dtype; with any_width, maybe a narrower one than was given.
 class Plan {
  public:

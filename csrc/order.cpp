@@ -5,12 +5,15 @@
 #include <utility>
 
 namespace pyfastnn {
+namespace {
 
 // From the last place down, each changes with one at or below it, itself included. Which one: numbers cut to the
 // bits of the place, until one is no greater (Durstenfeld, Algorithm 235 (1964); Generator.shuffle). Between a
 // quarter and none are, at random: a branch on that would be mispredicted for most places, so the places are
 // drawn without one, some hundred ahead of the exchanges.
-void permutation(const BitGenerator& generator, index count, std::int64_t* order) {
+// The generator comes and goes by value, so that compilers keep it in registers.
+template <class Generator>
+Generator permute(Generator generator, index count, std::int64_t* order) {
   constexpr index ahead = 256;
   std::uint32_t chosen[ahead];
   std::iota(order, order + count, std::int64_t(0));
@@ -18,12 +21,20 @@ void permutation(const BitGenerator& generator, index count, std::int64_t* order
     std::uint32_t mask = std::uint32_t(place);
     for (int shift = 1; shift < 32; shift *= 2) mask |= mask >> shift;
     const index places = std::min(place - index(mask >> 1), ahead);  // of the same mask
-    for (index drawn = 0; drawn < places;) {
-      chosen[drawn] = generator.next_uint32(generator.state) & mask;
-      drawn += chosen[drawn] <= std::uint32_t(place - drawn);
+    for (std::uint32_t next = std::uint32_t(place), last = std::uint32_t(place - places); next > last;) {
+      const std::uint32_t drawn = generator.next() & mask;
+      chosen[place - index(next)] = drawn;
+      next -= drawn <= next;
     }
     for (index i = 0; i < places; i++, place--) std::swap(order[place], order[chosen[i]]);
   }
+  return generator;
 }
+
+}  // namespace
+
+void permutation(const BitGenerator& generator, index count, std::int64_t* order) { permute(generator, count, order); }
+
+void permutation(Pcg64& generator, index count, std::int64_t* order) { generator = permute(generator, count, order); }
 
 }  // namespace pyfastnn

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "quick.hpp"
@@ -10,12 +11,17 @@
 namespace pyfastnn {
 namespace {
 
-using py::reinterpret_borrow;
+// x (rows, inputs) and w (inputs, outputs) that are ready.
+struct ReadyLayer {
+  int type = -1;  // type_number of float or double; -1: they are not, or do not match
+  LayerShape shape{};
+};
 
-OptionalArray optional_array(PyObject* object) {
-  return object == Py_None ? OptionalArray() : OptionalArray(reinterpret_borrow<Array>(object));
+ReadyLayer ready_layer(PyObject* x, PyObject* w) {
+  const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
+  if (weights.type != input.type || weights.rows != input.columns) return {};
+  return {input.type, {input.rows, weights.rows, weights.columns}};
 }
-Array array(PyObject* object) { return reinterpret_borrow<Array>(object); }
 
 // The number of a name in the dict; -1 where it is no str or not there.
 int number_of(const py::dict& numbers, PyObject* name) {
@@ -56,15 +62,28 @@ bool targets_fit(const LossFacts& loss, ReadyMatrix matrix, const T* y) {
          (!loss.classes || has_unit_rows(matrix, y));
 }
 
+// Whether none is negative, and the sum is well between the limits within which it may be.
+template <class T>
+bool weights_fit(index samples, const T* weight) {
+  double total = 0;
+  int negative = 0;
+  for (index i = 0; i < samples; i++) {
+    negative |= !(weight[i] >= 0);
+    total += double(weight[i]);
+  }
+  using Limits = std::numeric_limits<T>;
+  return !negative && total >= 2 * double(Limits::min()) && total <= double(Limits::max()) / 2;
+}
+
 PyObject* forward(PyObject* backend, Values values) {
   PyObject *x = values[0], *w = values[1], *b = values[2], *out = values[4], *z = values[5];
   const Lists* const lists = lists_of(backend);
-  const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
-  if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
+  const auto [type, shape] = ready_layer(x, w);
+  if (!lists || type < 0) return nullptr;
   const int f = number_of(lists->activations, values[3]);
-  if (f < 0 || !is_ready(b, input.type, {weights.columns})) return nullptr;
-  if (z != Py_None && !target(z, x, {input.rows, weights.columns}, {x, w, b})) return nullptr;
-  py::object a = target(out, x, {input.rows, weights.columns}, {x, w, b, z});
+  if (f < 0 || !is_ready(b, type, {shape.outputs})) return nullptr;
+  if (z != Py_None && !target(z, x, {shape.rows, shape.outputs}, {x, w, b})) return nullptr;
+  py::object a = target(out, x, {shape.rows, shape.outputs}, {x, w, b, z});
   if (!a) return nullptr;
   lists->kernels.dense_forward(array(x), array(w), array(b), f, optional_array(z), array(a.ptr()));
   return a.release().ptr();
@@ -97,11 +116,11 @@ PyObject* sigmoid_delta(PyObject* backend, Values values) {
 PyObject* backward(PyObject* backend, Values values) {
   PyObject *x = values[0], *w = values[1], *d = values[2], *need_dx = values[3];
   const Lists* const lists = lists_of(backend);
-  const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
-  if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
-  if (!is_ready(d, input.type, {input.rows, weights.columns}) || !PyBool_Check(need_dx)) return nullptr;
-  const py::object dw = new_array(x, {weights.rows, weights.columns}), db = new_array(x, {weights.columns});
-  const py::object dx = need_dx == Py_True ? new_array(x, {input.rows, input.columns}) : py::none();
+  const auto [type, shape] = ready_layer(x, w);
+  if (!lists || type < 0) return nullptr;
+  if (!is_ready(d, type, {shape.rows, shape.outputs}) || !PyBool_Check(need_dx)) return nullptr;
+  const py::object dw = new_array(x, {shape.inputs, shape.outputs}), db = new_array(x, {shape.outputs});
+  const py::object dx = need_dx == Py_True ? new_array(x, {shape.rows, shape.inputs}) : py::none();
   lists->kernels.dense_backward(array(x), array(w), array(d), array(dw.ptr()), array(db.ptr()),
                                 optional_array(dx.ptr()));
   return PyTuple_Pack(3, dw.ptr(), db.ptr(), dx.ptr());
@@ -127,10 +146,9 @@ PyObject* output(PyObject* backend, Values values) {
 PyObject* update(PyObject* backend, Values values) {
   PyObject *x = values[0], *w = values[1], *b = values[2], *d = values[3];
   const Lists* const lists = lists_of(backend);
-  const ReadyMatrix input = ready_matrix(x), weights = ready_matrix(w);
-  if (!lists || input.type < 0 || weights.type != input.type || weights.rows != input.columns) return nullptr;
-  if (!is_ready(b, input.type, {weights.columns}) || !is_ready(d, input.type, {input.rows, weights.columns}))
-    return nullptr;
+  const auto [type, shape] = ready_layer(x, w);
+  if (!lists || type < 0) return nullptr;
+  if (!is_ready(b, type, {shape.outputs}) || !is_ready(d, type, {shape.rows, shape.outputs})) return nullptr;
   if (!PyFloat_Check(values[4]) || !is_apart(w, {x, b, d}) || !is_apart(b, {x, d})) return nullptr;
   const double rate = PyFloat_AS_DOUBLE(values[4]);
   if (!(rate >= 0 && rate < INFINITY)) return nullptr;
@@ -163,6 +181,13 @@ bool targets_fit(const LossFacts& loss, ReadyMatrix a, PyObject* y, bool flat) {
   if (!is_flat && !is_ready(y, a.type, {a.rows, a.columns})) return false;
   return a.type == type_number<float> ? targets_fit(loss, a, data_of<float>(y))
                                       : targets_fit(loss, a, data_of<double>(y));
+}
+
+bool weights_fit(PyObject* weight, int type, index samples) {
+  if (weight == Py_None) return true;
+  if (!is_ready(weight, type, {samples})) return false;
+  return type == type_number<float> ? weights_fit(samples, data_of<float>(weight))
+                                    : weights_fit(samples, data_of<double>(weight));
 }
 
 std::vector<QuickFunction> quick_kernels() {

@@ -34,4 +34,7 @@ const Lists* lists_of(PyObject* backend);
 // single output (rows,) too.
 bool targets_fit(const LossFacts&, ReadyMatrix outputs, PyObject* y, bool flat = false);
 
+// Whether these, or None, can be the weights of so many samples of that type.
+bool weights_fit(PyObject* weight, int type, index samples);
+
 }  // namespace pyfastnn

@@ -20,8 +20,36 @@ void destroy(PyObject* self) {
   Py_DECREF(type);
 }
 
+// Whether x and y, with at least one row, and weights or None are ready to be samples of the network.
+bool are_samples(const BoundNetwork& bound, const Lists& lists, PyObject* x, PyObject* y, PyObject* weight) {
+  const ReadyMatrix input = ready_matrix(x);
+  return input.rows && bound.plan->visit([&](auto& network, auto zero) {
+    const ReadyMatrix outputs{type_number<decltype(zero)>, input.rows, network.layers.back().outputs};
+    return input.type == outputs.type && input.columns == network.layers.front().inputs &&
+           targets_fit(lists.loss_facts[size_t(bound.plan->loss())], outputs, y, true) &&
+           weights_fit(weight, input.type, input.rows);
+  });
+}
+
+PyObject* takes(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  const auto* const bound = reinterpret_cast<const BoundNetwork*>(self);
+  try {
+    const Lists* const lists = lists_of(bound->backend);
+    return PyBool_FromLong(count == 3 && lists &&
+                           are_samples(*bound, *lists, arguments[0], arguments[1], arguments[2]));
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+}
+
 PyTypeObject* bound_network_type() {
-  static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(destroy)}, {0, nullptr}};
+  static PyMethodDef methods[] = {
+      {"takes", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(takes)), METH_FASTCALL,
+       "takes(x, y, sample_weight): whether these are ready to be samples of the network, one at least."},
+      {nullptr, nullptr, 0, nullptr}};
+  static PyType_Slot slots[] = {
+      {Py_tp_dealloc, reinterpret_cast<void*>(destroy)}, {Py_tp_methods, methods}, {0, nullptr}};
   static PyType_Spec spec = {"pyfastnn._core.BoundNetwork", int(sizeof(BoundNetwork)), 0,
                              Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
   static auto* const type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
@@ -66,22 +94,15 @@ PyObject* predict(PyObject* backend, Values values) {
 PyObject* loss_and_gradient(PyObject* backend, Values values) {
   PyObject *x = values[1], *y = values[2], *sample_weight = values[3], *out = values[4];
   const py::object binding = binding_of(values[0], backend);
-  const Lists* const lists = binding && sample_weight == Py_None ? lists_of(backend) : nullptr;
+  const Lists* const lists = binding ? lists_of(backend) : nullptr;
   if (!lists) return nullptr;
   const auto* const bound = reinterpret_cast<const BoundNetwork*>(binding.ptr());
-  const LossFacts& loss = lists->loss_facts[size_t(bound->plan->loss())];
-  const ReadyMatrix input = ready_matrix(x);
-  const bool fit = input.rows && bound->plan->visit([&](auto& network, auto zero) {
-    const ReadyMatrix outputs{type_number<decltype(zero)>, input.rows, network.layers.back().outputs};
-    return input.type == outputs.type && input.columns == network.layers.front().inputs &&
-           targets_fit(loss, outputs, y, true);
-  });
-  if (!fit) return nullptr;
-  const auto array = [](PyObject* object) { return py::reinterpret_borrow<Array>(object); };
+  if (!are_samples(*bound, *lists, x, y, sample_weight)) return nullptr;
   const Array params = array(bound->params);
-  const py::object gradient = target(out, bound->params, {params.size()}, {x, y, bound->params});
+  const py::object gradient = target(out, bound->params, {params.size()}, {x, y, sample_weight, bound->params});
   if (!gradient) return nullptr;
-  const double value = bound->plan->loss_and_gradient(params, array(x), array(y), {}, array(gradient.ptr()));
+  const double value =
+      bound->plan->loss_and_gradient(params, array(x), array(y), optional_array(sample_weight), array(gradient.ptr()));
   return PyTuple_Pack(2, py::float_(value).ptr(), gradient.ptr());
 }
 

@@ -183,6 +183,8 @@ def float_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
 
 def items(name: str, value: object, expected: str) -> tuple[Any, ...]:
     """The items of an iterable."""
+    if type(value) is tuple:  # the usual case
+        return value
     if not isinstance(value, Iterable):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     return tuple(value)
@@ -190,6 +192,8 @@ def items(name: str, value: object, expected: str) -> tuple[Any, ...]:
 
 def integer(name: str, value: object, at_least: int) -> int:
     """An int >= at_least; NumPy integers count, booleans do not."""
+    if type(value) is int and value >= at_least:  # the usual case
+        return value
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError

@@ -15,12 +15,14 @@ from ._quick import quick
 from ._typing import Array, Remote
 from .activations import Activation
 from .backends import get_backend
-from .backends.plan import Plan, Spec
+from .backends.plan import BoundNetwork, Plan, Spec
 from .callbacks import Callback, History, ProgressBar
 from .losses import Loss
 from .optimizers import Adam, Optimizer, OptimizerState
 
 Data = tuple[Array, Array]
+
+_DEFAULT_OPTIMIZER = Adam()
 
 
 class MLP:
@@ -94,9 +96,9 @@ class MLP:
         self._rng = rng
         self._params = _aligned_zeros(spec.parameter_count, spec.dtype)
         self.weights, self.biases = spec.unflatten(self._params)
-        self._training: tuple[Optimizer, OptimizerState] | None = None
+        self._memory: OptimizerState | None = None
         self._latest_plan: Plan | None = None
-        self._bound: object = None
+        self._bound: BoundNetwork | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -304,7 +306,7 @@ class MLP:
             y = y.copy()  # callbacks could change labels after they have been checked
         epochs = _checks.integer("epochs", epochs, at_least=0)
         batch_size = _checks.integer("batch_size", batch_size, at_least=1)
-        optimizer = Adam() if optimizer is None else optimizers.check(optimizer)
+        optimizer = _DEFAULT_OPTIMIZER if optimizer is None else optimizers.check(optimizer)
         if validation_data is not None:
             validation_data = self._validation(validation_data)
         watchers = [*_checks.items("callbacks", callbacks, "a list of pyfastnn.Callback objects")]
@@ -314,22 +316,23 @@ class MLP:
         if ProgressBar.suits_here() if progress is None else progress:
             watchers.append(ProgressBar())
 
-        shuffled = shuffle and batch_size < len(x)
+        rng = self._rng if shuffle and batch_size < len(x) else None
         state = self._optimizer_state(optimizer)
         plan = self._plan()
         history = History()
+        if not watchers and validation_data is None:
+            figures = plan.fit(self._params, x, y, weight, epochs, batch_size, state, rng)
+            history.loss, history.seconds = figures
+            return history
         with ExitStack() as stack:
             for callback in watchers:
                 callback.on_begin(self, epochs)
                 stack.callback(callback.on_end, self, history)
-            training = stack.enter_context(
-                plan.training(self._params, x, y, weight, batch_size, optimizer, state)
-            )
+            training = stack.enter_context(plan.training(self._params, x, y, weight, batch_size, state))
             while len(history) < epochs:
-                ahead = 1 if watchers or validation_data is not None else epochs - len(history)
-                losses, seconds = training.epochs(ahead, self._rng if shuffled else None)
-                history.loss += losses
-                history.seconds += seconds
+                loss, seconds = training.next_epoch(rng)
+                history.loss.append(loss)
+                history.seconds.append(seconds)
                 if validation_data is not None:
                     for name, value in self._figures(*validation_data, None, training.forward).items():
                         history.validation.setdefault(name, []).append(value)
@@ -357,7 +360,7 @@ class MLP:
             "dtype": spec.dtype.name,
             "params": self._params.copy(),
             "rng": self._rng.bit_generator.state,
-            "training": self._training,
+            "memory": self._memory and (self._memory.optimizer, self._memory.slots, self._memory.step),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -368,10 +371,9 @@ class MLP:
             _spec(state["layers"], hidden, output, state["loss"], state["dtype"]), np.random.Generator(bits)
         )
         self._params[...] = state["params"]
-        if state["training"] is not None:
-            optimizer, memory = state["training"]
-            copies = tuple(slot.copy() for slot in memory.slots)
-            self._training = optimizer, OptimizerState(copies, memory.step)
+        if state["memory"] is not None:
+            optimizer, slots, step = state["memory"]
+            self._memory = OptimizerState(optimizer, tuple(slot.copy() for slot in slots), step)
 
     def _plan(self) -> Plan:
         backend, plan = get_backend(), self._latest_plan
@@ -381,10 +383,10 @@ class MLP:
         return plan
 
     def _optimizer_state(self, optimizer: Optimizer) -> OptimizerState:
-        if self._training is None or self._training[0] != optimizer:
+        if self._memory is None or self._memory.optimizer != optimizer:
             slots = tuple(_aligned_zeros(self.parameter_count, self.dtype) for _ in range(optimizer.slots))
-            self._training = optimizer, OptimizerState(slots)
-        return self._training[1]
+            self._memory = OptimizerState(optimizer, slots)
+        return self._memory
 
     def _inputs(self, name: str, x: Array) -> Array:
         return _checks.array(name, get_backend().adopt(x), (None, self.layers[0]), self.dtype)
@@ -397,6 +399,9 @@ class MLP:
         return _checks.targets(name, adopted, self.loss, (samples, outputs), self.dtype)
 
     def _data(self, x: Array, y: Array, sample_weight: Array | None) -> tuple[Array, Array, Array | None]:
+        self._plan()
+        if self._bound is not None and self._bound.takes(x, y, sample_weight):
+            return x, y if y.dtype.kind == "i" else y.reshape(len(x), -1), sample_weight
         x = self._inputs("x", x)
         if not len(x):
             raise ValueError("x must have at least one row, got none")

@@ -47,14 +47,6 @@ RULES: Mapping[str, Callable[..., None]] = MappingProxyType(
 """Update rules by name: rule(w, g, *slots, *numbers), elementwise and in place."""
 
 
-@dataclass
-class OptimizerState:
-    """Steps taken, and one flat array per slot of the optimizer."""
-
-    slots: tuple[Array, ...]
-    step: int = 0
-
-
 class Optimizer(Protocol):
     """What the training loop asks of an optimizer."""
 
@@ -68,6 +60,27 @@ class Optimizer(Protocol):
 
     def numbers(self, first: int, count: int) -> Array:
         """The numbers of steps first, first + 1, ... (counted from 1): a (count, ...) array, float64."""
+
+
+class OptimizerState:
+    """What an optimizer remembers: steps taken, and one flat array per slot."""
+
+    _ahead = 64  # steps
+
+    def __init__(self, optimizer: Optimizer, slots: tuple[Array, ...], step: int = 0) -> None:
+        self.optimizer, self.slots, self.step = optimizer, slots, step
+        self._first, self._numbers = 0, np.empty((0, 0))
+
+    def numbers(self, count: int) -> Array:
+        """The optimizer's numbers of the next steps, (count, ...)."""
+        start = self.step + 1 - self._first
+        if not 0 <= start <= len(self._numbers) - count:
+            # After the first call some are computed ahead: NumPy's overhead is longer than the step of a
+            # small network.
+            more = max(count, self._ahead) if self._first else count
+            self._first, self._numbers = self.step + 1, self.optimizer.numbers(self.step + 1, more)
+            start = 0
+        return self._numbers[start : start + count]
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -168,10 +181,7 @@ class Adam:
 
     def numbers(self, first: int, count: int) -> Array:
         steps = np.arange(first, first + count, dtype=np.float64)
-        powers = self.beta1**steps, self.beta2**steps
-        # One step goes on in plain numbers: NumPy's overhead is longer than a step of a small network. Their
-        # powers could have other bits, though.
-        decay1, decay2 = [power.item() for power in powers] if count == 1 else powers
+        decay1, decay2 = self.beta1**steps, self.beta2**steps
         root = np.sqrt(1 - decay2)
         numbers = np.empty((count, 4))
         numbers[:, 0] = self.learning_rate * root / (1 - decay1)

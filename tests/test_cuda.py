@@ -37,7 +37,7 @@ def test_training_follows_the_reference(cuda, fused, optimizer, dtype):
     settings = {"epochs": 3, "batch_size": 4, "optimizer": optimizer, "sample_weight": weight}
     ours, reference = (trained(cuda, way, network, data, **settings) for way in (fused, None))
     agree(*ours, *reference, 9)
-    for slot, exact in zip(ours[0]._training[1].slots, reference[0]._training[1].slots, strict=True):
+    for slot, exact in zip(ours[0]._memory.slots, reference[0]._memory.slots, strict=True):
         np.testing.assert_allclose(slot, exact, rtol=0, atol=1e3 * np.finfo(dtype).eps * abs(exact).max())
     again, history = trained(cuda, fused, network, data, **settings)
     assert again.params.tobytes() == ours[0].params.tobytes()
@@ -159,6 +159,6 @@ def test_the_plan_says_what_it_is(cuda):
     net = pf.MLP([4, 3])
     x, y = problem("mse", 3, "float32")
     state = net._optimizer_state(pf.Adam())
-    with net._plan().training(net.params, x, y, None, 2, pf.Adam(), state) as run:
+    with net._plan().training(net.params, x, y, None, 2, state) as run:
         assert isinstance(run, Resident)
         assert run.fused

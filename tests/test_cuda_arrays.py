@@ -95,7 +95,7 @@ def test_an_exception_leaves_the_last_state(cuda):
     twin.fit(x, y, epochs=2, **settings)
     assert net.weights[0].tobytes() == twin.weights[0].tobytes()
     assert (net.biases[0] == 7).all()
-    assert net._training[1].step == twin._training[1].step == 6
+    assert net._memory.step == twin._memory.step == 6
 
 
 def on_device(cuda: CudaBackend, array: np.ndarray) -> DeviceView:
@@ -253,8 +253,7 @@ def test_what_is_being_copied_is_kept(cuda):
     """Until the losses of the epoch are back, which is after the copies."""
     x, y = problem("mse", 5, "float32")
     net = pf.MLP([4, 3], seed=1)
-    optimizer = pf.Adam()
-    with net._plan().training(net.params, x, y, None, 2, optimizer, net._optimizer_state(optimizer)) as run:
+    with net._plan().training(net.params, x, y, None, 2, net._optimizer_state(pf.Adam())) as run:
         run.epoch(np.arange(5))
         assert set(run._sent) == {"order", "table", "factors"}
         for name, array in run._sent.items():

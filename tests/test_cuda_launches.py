@@ -116,7 +116,7 @@ def test_a_dead_device_does_not_hide_the_first_error(cuda, monkeypatch, caplog):
 
     def fit(net: pf.MLP, error: Exception | None) -> Resident:
         state = net._optimizer_state(optimizer)
-        run = CudaPlan(cuda, net._spec, fused=False).training(net.params, x, y, None, 2, optimizer, state)
+        run = CudaPlan(cuda, net._spec, fused=False).training(net.params, x, y, None, 2, state)
         with monkeypatch.context() as patched, run:
             run.epoch(np.arange(5))
             run._graph = SimpleNamespace(close=dead)
@@ -136,7 +136,7 @@ def test_a_graph_is_forgotten_though_it_cannot_be_closed(cuda):
     x, y = problem("mse", 5, "float32")
     net, optimizer = pf.MLP([4, 3]), pf.Adam()
     state = net._optimizer_state(optimizer)
-    run = CudaPlan(cuda, net._spec, fused=False).training(net.params, x, y, None, 2, optimizer, state)
+    run = CudaPlan(cuda, net._spec, fused=False).training(net.params, x, y, None, 2, state)
 
     def dead():
         raise RuntimeError("the device is dead")
@@ -171,7 +171,7 @@ def test_room_for_batches_is_the_fits(cuda, request, by_library):
     x, y = problem("mse", 11, "float32")
     net, optimizer = pf.MLP([4, 6, 3]), pf.Adam()
     state = net._optimizer_state(optimizer)
-    run = CudaPlan(cuda, net._spec, fused=False).training(net.params, x, y, None, 5, optimizer, state)
+    run = CudaPlan(cuda, net._spec, fused=False).training(net.params, x, y, None, 5, state)
     assert run.room.size == (20 if by_library else 1)
 
 

@@ -193,8 +193,8 @@ def test_an_epoch_equals_that_of_the_kernels(dtype, network, optimizer, weighted
         spec = specification([7, 19, 5], hidden, output, loss, dtype)
         for plan in (backend.plan(spec), Plan(backend, spec)):
             params = np.random.default_rng(1).normal(size=spec.parameter_count).astype(dtype)
-            state = OptimizerState(tuple(np.zeros_like(params) for _ in range(optimizer.slots)))
-            means = [plan.train_epoch(params, x, y, weight, order, 16, optimizer, state) for _ in range(2)]
+            state = OptimizerState(optimizer, tuple(np.zeros_like(params) for _ in range(optimizer.slots)))
+            means = [plan.train_epoch(params, x, y, weight, order, 16, state) for _ in range(2)]
             results.append((params, *state.slots, np.array(means)))
             assert state.step == 8
     for fused, generic in zip(*results, strict=True):

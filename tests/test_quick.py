@@ -269,11 +269,43 @@ TARGETS = {
 }
 
 
+def wrong_weights(dtype):
+    """Of four samples."""
+    limits = np.finfo(dtype)
+    for wrong in ([1, 1, 1, -1], [1, 1, 1, np.nan], [1, 1, 1, np.inf], [0] * 4, [1] * 3, [limits.max] * 4):
+        yield np.array(wrong, dtype)
+    yield np.array([limits.smallest_subnormal] * 4, dtype)
+    yield np.ones(4, "float64" if dtype == "float32" else "float32")
+    yield np.ones((4, 1), dtype)
+    yield [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("outputs", "output", "y"), TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_core_takes_data_as_it_would_be_checked(dtype, outputs, output, y, weighted):
+    net = pf.MLP([5, 7, outputs], "tanh", output, dtype=dtype, seed=0)
+    x, y = numbers(4, 5, dtype=dtype), y if y.dtype == np.int64 else y.astype(dtype)
+    weight = np.array([0.5, 0, 3, 1], dtype) if weighted else None
+    taken = net._data(x, y, weight)
+    assert net._bound.takes(x, y, weight)
+    assert not net._bound.takes(x, y[1:], weight)
+    assert not net._bound.takes(x[:0], y[:0], None if weight is None else weight[:0])
+    assert not any(net._bound.takes(x, y, wrong) for wrong in wrong_weights(dtype))
+    net._plan, net._bound = (lambda: None), None
+    for ours, checked in zip(taken, net._data(x, y, weight), strict=True):
+        assert (ours is None) == (checked is None)
+        if ours is not None:
+            assert ours.shape == checked.shape
+            assert np.shares_memory(ours, checked)
+
+
 @pytest.mark.parametrize(("outputs", "output", "y"), TARGETS.values(), ids=TARGETS)
 def test_loss_and_gradient_runs_no_python(dtype, outputs, output, y):
     net = pf.MLP([5, 7, outputs], "tanh", output, dtype=dtype, seed=0)
     x, y = numbers(4, 5, dtype=dtype), y if y.dtype == np.int64 else y.astype(dtype)
+    weight = np.array([0.5, 0, 3, 1], dtype)
     expected, gradient = pf.MLP.loss_and_gradient.__wrapped__(net, x, y)
+    weighted = pf.MLP.loss_and_gradient.__wrapped__(net, x, y, sample_weight=weight)
     net._plan = net._data = None  # which the method as written would call
     out = np.empty_like(net.params)
     for loss, result in (
@@ -284,7 +316,15 @@ def test_loss_and_gradient_runs_no_python(dtype, outputs, output, y):
         assert loss == expected
         np.testing.assert_array_equal(result, gradient)
     np.testing.assert_array_equal(out, gradient)
-    for named in ({"sample_weight": np.ones(4, dtype)}, {"out": net.params}, {"out": out[1:]}):
+    loss, result = net.loss_and_gradient(x, y, sample_weight=weight)
+    assert loss == weighted[0] != expected
+    np.testing.assert_array_equal(result, weighted[1])
+    for named in (
+        *({"sample_weight": wrong} for wrong in wrong_weights(dtype)),
+        {"out": net.params},
+        {"out": out[1:]},
+        {"sample_weight": out[:4], "out": out},
+    ):
         with pytest.raises(TypeError, match="not callable"):
             net.loss_and_gradient(x, y, **named)
     wrong = [(x[:0], y[:0]), (x[:, :4].copy(), y), (x, y[:3])]

@@ -157,7 +157,7 @@ def test_epochs_at_once_are_those_one_by_one(backend, dtype, optimizer, bits, sh
     assert all(second > 0 for second in history.seconds)
     np.testing.assert_array_equal(at_once.params, one_by_one.params)
     assert repr(rng_state(at_once)) == repr(rng_state(one_by_one))
-    assert at_once._training[1].step == one_by_one._training[1].step == 150 * 5
+    assert at_once._memory.step == one_by_one._memory.step == 150 * 5
 
 
 def test_same_seed_same_training(backend, dtype):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from types import ModuleType
 
@@ -13,12 +12,10 @@ import numpy as np
 from .._typing import Array
 from ..activations import ACTIVATIONS, ALIASES, Activation
 from ..losses import LOSSES, Loss, check_pair
-from ..optimizers import Optimizer, OptimizerState
-from .plan import Backend, BackendUnavailableError, Plan, Spec, Training, batch_scale
+from ..optimizers import OptimizerState
+from .plan import Backend, BackendUnavailableError, BoundNetwork, Plan, Spec, Training, batch_scale
 
 _MOST_THREADS = 2**31 - 1  # what a C int holds
-_INTERVAL = 0.02  # seconds, about, after which a fit looks for signals, such as of an impatient user
-_MOST_STEPS = 2**14  # until then, for whose numbers there must be memory
 
 
 def import_core() -> ModuleType:
@@ -145,15 +142,14 @@ class CppBackend(Backend):
         return type(rng) is np.random.Generator and count < 2**32 and self._shuffles_as_numpy
 
     def _permutation(self, rng: np.random.Generator, count: int) -> Array:
-        bits = rng.bit_generator
-        with bits.lock:
-            return self._core.permutation(bits.capsule, count)
+        return self._core.permutation(rng.bit_generator, count)
 
     @cached_property
     def _shuffles_as_numpy(self) -> bool:
         """Whether this version of NumPy makes permutations as the core does; it promises no algorithm."""
-        count, one, other = 1000, np.random.default_rng(0), np.random.default_rng(0)
-        same = np.array_equal(one.permutation(count), self._permutation(other, count))
+        one, other = np.random.default_rng(0), np.random.default_rng(0)
+        # Few from the generator itself, many from a copy.
+        same = all(np.array_equal(one.permutation(n), self._permutation(other, n)) for n in (1000, 10_000))
         return same and one.bit_generator.state == other.bit_generator.state
 
     def set_num_threads(self, threads: int) -> None:
@@ -190,7 +186,7 @@ class CppPlan(Plan):
             backend._any_width,
         )
 
-    def bound(self, params: Array) -> object:
+    def bound(self, params: Array) -> BoundNetwork:
         return self._compiled.bound(params, self.backend)
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
@@ -209,10 +205,9 @@ class CppPlan(Plan):
         weight: Array | None,
         order: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
-        with self.training(params, x, y, weight, batch_size, optimizer, state) as run:
+        with self.training(params, x, y, weight, batch_size, state) as run:
             return run.epoch(order)
 
     def training(
@@ -222,10 +217,25 @@ class CppPlan(Plan):
         y: Array,
         weight: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> Training:
-        return CppTraining(self, params, x, y, weight, min(batch_size, len(x)), optimizer, state)
+        return CppTraining(self, params, x, y, weight, min(batch_size, len(x)), state)
+
+    def fit(
+        self,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        epochs: int,
+        batch_size: int,
+        state: OptimizerState,
+        rng: np.random.Generator | None,
+    ) -> tuple[list[float], list[float]]:
+        if rng is not None and not self._cpp.draws(rng, len(x)):
+            return super().fit(params, x, y, weight, epochs, batch_size, state, rng)
+        rule = self._cpp._rule_ids[state.optimizer.rule]
+        return self._compiled.fit(params, x, y, weight, epochs, min(batch_size, len(x)), rule, state, rng)
 
 
 class CppTraining(Training):
@@ -239,48 +249,17 @@ class CppTraining(Training):
         y: Array,
         weight: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> None:
-        super().__init__(plan, params, x, y, weight, batch_size, optimizer, state)
-        self._steps = -(-len(x) // batch_size)
-        self._numbers, self._begun = np.empty((0, 0)), False
-        self._seconds = np.inf  # an epoch
-        self._cpp = plan._cpp
-        rule = plan._cpp._rule_ids[optimizer.rule]
-        self._fit = plan._cpp._core.Fit(plan._compiled, params, state.slots, batch_size, rule)
+        super().__init__(plan, params, x, y, weight, batch_size, state)
+        rule = plan._cpp._rule_ids[state.optimizer.rule]
+        self._fit = plan._cpp._core.Fit(plan._compiled, params, batch_size, rule, state)
 
     def __exit__(self, *details: object) -> None:
         self.pull()
 
     def epoch(self, order: Array | None) -> float:
-        loss = self._fit.epoch(*self._data, order, self._next_numbers(self._steps))
-        self._settings[2].step += self._steps
-        return loss
-
-    def epochs(self, most: int, rng: np.random.Generator | None) -> tuple[list[float], list[float]]:
-        if rng is not None and not self._cpp.draws(rng, len(self._data[0])):
-            return super().epochs(most, rng)
-        count = min(most, max(int(_INTERVAL / self._seconds), 1), max(_MOST_STEPS // self._steps, 1))
-        numbers = self._next_numbers(count * self._steps)
-        bits = None if rng is None else rng.bit_generator
-        with nullcontext() if bits is None else bits.lock:
-            generator = None if bits is None else bits.capsule
-            losses, seconds = self._fit.epochs(*self._data, generator, numbers, count)
-        self._settings[2].step += count * self._steps
-        self._seconds = sum(seconds) / count
-        return losses, seconds
-
-    def _next_numbers(self, steps: int) -> Array:
-        """The optimizer's numbers of the steps that are taken now."""
-        _, optimizer, state = self._settings
-        if steps > len(self._numbers):
-            # After the first epoch those of several at once: NumPy's overhead is longer than the step of a
-            # small network.
-            count = max(steps, 64) if self._begun else steps
-            self._numbers, self._begun = optimizer.numbers(state.step + 1, count), True
-        numbers, self._numbers = self._numbers[:steps], self._numbers[steps:]
-        return numbers
+        return self._fit.epoch(*self._data, order)
 
     def forward(self, x: Array, out: Array) -> None:
         self.pull()

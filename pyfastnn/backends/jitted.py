@@ -14,7 +14,7 @@ import numpy as np
 from .._typing import Array
 from ..activations import Activation
 from ..losses import Loss
-from ..optimizers import RULES, Optimizer, OptimizerState
+from ..optimizers import RULES, OptimizerState
 from . import compiling, fused, loops
 from .formulas import Formula
 from .numpy import one_hot
@@ -303,18 +303,17 @@ class NumbaPlan(Plan):
         weight: Array | None,
         order: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
         kit = self._kit
         if order is None:
             order = np.arange(len(x))
         steps = -(-len(order) // batch_size)
-        numbers = optimizer.numbers(state.step + 1, steps).astype(params.dtype)
+        numbers = state.numbers(steps).astype(params.dtype)
         gradient = np.empty_like(params)
         with compiling.compiling():
             run = kit.function(fused.train_epoch)
-            rule = kit.rule(optimizer.rule, len(state.slots), numbers.shape[1])
+            rule = kit.rule(state.optimizer.rule, len(state.slots), numbers.shape[1])
         loss = run(
             self._table,
             self._whole,

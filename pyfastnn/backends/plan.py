@@ -12,14 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from .._typing import Array
 from ..activations import Activation
 from ..losses import Loss
-from ..optimizers import Optimizer, OptimizerState
+from ..optimizers import OptimizerState
 
 
 class BackendUnavailableError(ImportError):
@@ -185,11 +185,10 @@ class Training:
         y: Array,
         weight: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> None:
         self._plan, self._params, self._data = plan, params, (x, y, weight)
-        self._settings = batch_size, optimizer, state
+        self._settings = batch_size, state
 
     def __enter__(self) -> Training:
         return self
@@ -201,18 +200,12 @@ class Training:
         """One pass over the samples; see ``Plan.train_epoch``."""
         return self._plan.train_epoch(self._params, *self._data, order, *self._settings)
 
-    def epochs(self, most: int, rng: np.random.Generator | None) -> tuple[list[float], list[float]]:
-        """One epoch or several, at most so many, each in an order drawn from rng (None: as the samples lie).
-
-        Returns
-        -------
-        losses, seconds : list of float
-            Of each epoch; seconds without the drawing.
-        """
+    def next_epoch(self, rng: np.random.Generator | None) -> tuple[float, float]:
+        """One pass in an order drawn from rng (None: as they lie): its loss; seconds without the drawing."""
         order = None if rng is None else self._plan.backend.order(rng, len(self._data[0]))
         start = time.perf_counter()
         loss = self.epoch(order)
-        return [loss], [time.perf_counter() - start]
+        return loss, time.perf_counter() - start
 
     def forward(self, x: Array, out: Array) -> None:
         """The network as it is now, at x; see ``Plan.forward``."""
@@ -223,6 +216,13 @@ class Training:
 
     def push(self) -> None:
         """Go on from those arrays: somebody may have changed them."""
+
+
+class BoundNetwork(Protocol):
+    """A network with its parameters, as quick methods take it; see ``pyfastnn._quick``."""
+
+    def takes(self, x: object, y: object, sample_weight: object) -> bool:
+        """Whether these need no further look to be samples of the network, at least one."""
 
 
 class Plan:
@@ -238,8 +238,8 @@ class Plan:
         self.backend = backend
         self.spec = spec
 
-    def bound(self, params: Array) -> object:
-        """What quick methods of a network need, if the backend has any; see ``pyfastnn._quick``."""
+    def bound(self, params: Array) -> BoundNetwork | None:
+        """The network for quick methods, if the backend has any."""
         return None
 
     def forward(self, params: Array, x: Array, out: Array) -> None:
@@ -269,7 +269,6 @@ class Plan:
         weight: Array | None,
         order: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
         """One pass over the samples in batches, the last one maybe short; the mean loss on the way.
@@ -297,8 +296,8 @@ class Plan:
             batch_weight = count if ws is None else float(ws.sum(dtype=np.float64))
             total += batch_weight * self._backpropagate(layers, xs, ys, ws, workspace)
             weights += batch_weight
-            numbers = optimizer.numbers(state.step + 1, 1)[0].tolist()
-            self.backend.update(optimizer.rule, params, gradient, state.slots, numbers)
+            numbers = state.numbers(1)[0].tolist()
+            self.backend.update(state.optimizer.rule, params, gradient, state.slots, numbers)
             state.step += 1
         return total / weights
 
@@ -309,11 +308,26 @@ class Plan:
         y: Array,
         weight: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> Training:
         """Several epochs on the same data, params and state changing on the way."""
-        return Training(self, params, x, y, weight, batch_size, optimizer, state)
+        return Training(self, params, x, y, weight, batch_size, state)
+
+    def fit(
+        self,
+        params: Array,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        epochs: int,
+        batch_size: int,
+        state: OptimizerState,
+        rng: np.random.Generator | None,
+    ) -> tuple[list[float], list[float]]:
+        """Epochs that nobody watches, as by ``Training.next_epoch``; the losses and seconds of all."""
+        with self.training(params, x, y, weight, batch_size, state) as run:
+            figures = [run.next_epoch(rng) for _ in range(epochs)]
+        return [loss for loss, _ in figures], [seconds for _, seconds in figures]
 
     def _backpropagate(
         self,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..._typing import Array
-from ...optimizers import Optimizer, OptimizerState
+from ...optimizers import OptimizerState
 from ..plan import Plan, Spec, Training, batch_scale
 from . import elements, narrow, products, rows, shim
 from .arrays import DeviceView
@@ -90,7 +90,7 @@ class CudaPlan(Plan):
     def loss_and_gradient(
         self, params: Array, x: Array, y: Array, weight: Array | None, gradient: Array
     ) -> float:
-        run = Resident(self, params, x, y, weight, len(x), None, None)
+        run = Resident(self, params, x, y, weight, len(x), None)
         with run:
             loss = run.gradient_of_all()
             inside = gradient.flat if isinstance(gradient, DeviceView) else gradient
@@ -108,10 +108,9 @@ class CudaPlan(Plan):
         weight: Array | None,
         order: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> float:
-        with self.training(params, x, y, weight, batch_size, optimizer, state) as run:
+        with self.training(params, x, y, weight, batch_size, state) as run:
             return run.epoch(order)
 
     @_alone
@@ -122,10 +121,9 @@ class CudaPlan(Plan):
         y: Array,
         weight: Array | None,
         batch_size: int,
-        optimizer: Optimizer,
         state: OptimizerState,
     ) -> Training:
-        return Resident(self, params, x, y, weight, min(batch_size, len(x)), optimizer, state)
+        return Resident(self, params, x, y, weight, min(batch_size, len(x)), state)
 
 
 def layers_of(flat: DeviceArray, spec: Spec) -> list[DeviceArray]:
@@ -152,7 +150,6 @@ class Resident(Training):
         y: Array,
         weight: Array | None,
         batch: int,
-        optimizer: Optimizer | None,
         state: OptimizerState | None,
     ) -> None:
         self._plan = self.plan = plan
@@ -160,7 +157,7 @@ class Resident(Training):
         self.cuda, self.stream = plan.cuda, plan.cuda.stream
         self._host = [params, *(state.slots if state else ())]
         self._x_given, self.weight, self.count, self.batch = x, weight, len(x), batch
-        self.optimizer, self.memory = optimizer, state
+        self.memory = state
         spec, spare = plan.spec, self.cuda.nothing
         self.state = [self._inside(array) for array in self._host]
         self.x, self.labels = self._inside(x), y.ndim == 1
@@ -179,7 +176,7 @@ class Resident(Training):
         self.base = shim.upload(self._zero, self.stream)
         self._remembered: dict[int, tuple[Array, DeviceArray]] = {}
         slots = len(self.state) - 1
-        self.fused = optimizer is not None and (
+        self.fused = state is not None and (
             narrow.suits(spec, slots, batch) if plan.fused is None else plan.fused
         )
         if not self.fused:
@@ -253,12 +250,11 @@ class Resident(Training):
 
     @_alone
     def epoch(self, order: Array | None) -> float:
-        assert self.optimizer is not None
         assert self.memory is not None
         if order is None:
             order = np.arange(self.count)
         dtype, steps = self.plan.spec.dtype, -(-len(order) // self.batch)
-        numbers = self.optimizer.numbers(self.memory.step + 1, steps)
+        numbers = self.memory.numbers(steps)
         table = number_table(numbers, dtype)
         weights = self._send_factors(order)
         self._send("order", order)
@@ -309,10 +305,10 @@ class Resident(Training):
         return float(total / spec.sizes[-1] if spec.loss.mean_over_outputs else total)
 
     def _run_fused(self, numbers: int) -> None:
-        spec, optimizer = self.plan.spec, self.optimizer
-        assert optimizer is not None
+        spec, memory = self.plan.spec, self.memory
+        assert memory is not None
         slots = len(self.state) - 1
-        kernel = narrow.epoch(spec, optimizer.rule, slots, numbers, self.batch, self.labels)
+        kernel = narrow.epoch(spec, memory.optimizer.rule, slots, numbers, self.batch, self.labels)
         spare = [self.cuda.nothing[spec.dtype.name]] * (2 - slots)
         arrays = (self.order, *self.state, *spare, self.x, *self.targets, self.factors, self.table)
         kernel.launch(1, self.stream, *arrays, self.losses, self.count)
@@ -341,9 +337,10 @@ class Resident(Training):
         elements.advance().launch(1, self.stream, self.base, count)
 
     def _step(self, step: int, count: int, numbers: int) -> None:
-        assert self.optimizer is not None
+        assert self.memory is not None
         self._backpropagate(step, count)
-        self.cuda.apply(self.optimizer.rule, self.state, self.gradient, self.table, numbers, self.base, step)
+        rule = self.memory.optimizer.rule
+        self.cuda.apply(rule, self.state, self.gradient, self.table, numbers, self.base, step)
 
     def _backpropagate(self, step: int, count: int) -> None:
         """The gradient at the ``count`` samples of a batch; their losses."""
