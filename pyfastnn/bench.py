@@ -86,6 +86,7 @@ def _assign(own: Layers, given: Layers) -> None:
 _ADAM, _SGD = Adam(1e-3), SGD(3.0)
 _LIST = (
     Workload("expm", (4, 32, 16, 4), "tanh", "identity", "mse", _ADAM, 10_000, 10_000, epochs=10),
+    Workload("online", (8, 16, 2), "tanh", "identity", "mse", SGD(0.01), 32, 32),  # a step a call
     Workload("tiny", (24, 8, 2), "tanh", "identity", "mse", _ADAM, 200, 20_000),
     Workload("control", (64, 64, 64, 4), "tanh", "identity", "mse", _ADAM, 32, 6_400),
     Workload("nielsen", (784, 30, 10), "sigmoid", "sigmoid", "quadratic", _SGD, 10, 5_000),

@@ -214,7 +214,11 @@ class MLP:
         y = y.copy_to_host() if isinstance(y, Remote) else y
         figures = {"loss": backend.output_delta(a, y, weight, spec.loss, spec.activations[-1], None)}
         if spec.loss.accuracy is not None:
-            figures["accuracy"] = float(np.average(spec.loss.accuracy(a, y), weights=weight))
+            hits = spec.loss.accuracy(a, y)
+            # The mean by a sum: that of NumPy takes longer than a small network.
+            figures["accuracy"] = float(
+                hits.sum() / len(hits) if weight is None else np.average(hits, weights=weight)
+            )
         return figures
 
     @quick
