@@ -60,7 +60,7 @@ def test_the_bound_is_not_idle(name):
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
 def test_batches_are_whole(workload):
     assert workload.rows % workload.batch == 0
-    assert workload.steps >= (1 if workload.name == "wide" else 10)
+    assert workload.steps >= (1 if workload.name in ("online", "wide") else 10)
 
 
 def test_scikit_learn_does_the_same_every_time():

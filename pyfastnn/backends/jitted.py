@@ -311,9 +311,8 @@ class NumbaPlan(Plan):
         steps = -(-len(order) // batch_size)
         numbers = state.numbers(steps).astype(params.dtype)
         gradient = np.empty_like(params)
-        with compiling.compiling():
-            run = kit.function(fused.train_epoch)
-            rule = kit.rule(state.optimizer.rule, len(state.slots), numbers.shape[1])
+        run = kit.function(fused.train_epoch)
+        rule = kit.rule(state.optimizer.rule, len(state.slots), numbers.shape[1])
         loss = run(
             self._table,
             self._whole,
