@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 
 #include <optional>
-#include <string>
 #include <utility>
 
 #include "order.hpp"
@@ -37,9 +36,11 @@ class Draws {
         held_(bit_generator_.attr("lock")),
         bits_(static_cast<const BitGenerator*>(PyCapsule_GetPointer(capsule_.ptr(), "BitGenerator"))) {
     if (!bits_) throw py::error_already_set();
-    if (places < many) return;
+    if (places < many || !is_pcg64(bit_generator_)) return;
     state_ = bit_generator_.attr("state");
-    own_ = copied(state_);
+    const py::dict inside = state_["state"];
+    own_ = Pcg64{wide(inside["state"]), wide(inside["inc"]), py::cast<std::uint32_t>(state_["uinteger"]),
+                 py::cast<int>(state_["has_uint32"]) != 0};
   }
   Draws(const Draws&) = delete;
 
@@ -48,13 +49,14 @@ class Draws {
     own_ ? pyfastnn::permutation(*own_, count, order) : pyfastnn::permutation(*bits_, count, order);
   }
 
-  // To be called after the last one.
+  // To be called after the last one. NumPy's code looks for signals on the way, whose handlers may raise; the state
+  // is given back all the same.
   void give_back() {
     if (!own_) return;
     try {
       set_state();
     } catch (py::error_already_set&) {
-      set_state();  // it was a signal that raised
+      set_state();
       throw;
     }
   }
@@ -62,12 +64,10 @@ class Draws {
  private:
   static constexpr double many = 8192;  // to copy a state and to give it back takes as long as some thousand places
 
-  // Nothing for generators of another kind.
-  static std::optional<Pcg64> copied(const py::dict& state) {
-    if (py::cast<std::string>(state["bit_generator"]) != "PCG64") return {};
-    const py::dict inside = state["state"];
-    return Pcg64{wide(inside["state"]), wide(inside["inc"]), py::cast<std::uint32_t>(state["uinteger"]),
-                 py::cast<int>(state["has_uint32"]) != 0};
+  // Not a class derived from it, whose state may be another.
+  static bool is_pcg64(const py::object& bit_generator) {
+    static const py::handle pcg64 = py::module_::import("numpy.random").attr("PCG64").cast<py::object>().release();
+    return py::type::handle_of(bit_generator).is(pcg64);
   }
 
   void set_state() {

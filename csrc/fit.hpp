@@ -42,17 +42,21 @@ class Fit {
   }
 
   // Each epoch in an order drawn from a bit generator or, where that is None, as the samples lie; the seconds are
-  // without the drawing. From time to time it looks for signals, such as of an impatient user.
+  // without the drawing. Between some, it looks for signals, such as of an impatient user.
   Figures epochs(const Array& x, const Array& y, const OptionalArray& weight, index total,
                  const py::object& bit_generator) {
-    constexpr double interval = 0.02;       // seconds, about, until then
-    constexpr double most_steps = 1 << 14;  // until then, for whose numbers there must be memory
+    constexpr double interval = 0.02;       // seconds, about, between two looks
+    constexpr double most_steps = 1 << 14;  // between two looks, for whose numbers there must be memory
     const std::unique_ptr<std::int64_t[]> order(bit_generator.is_none() ? nullptr : new std::int64_t[x.shape(0)]);
     Figures figures;
-    for (double some = 1; index(figures.first.size()) < total;) {
-      const index now = std::min(total - index(figures.first.size()), std::max(index(some), index(1)));
-      const double seconds = run(x, y, weight, now, bit_generator, order.get(), figures);
-      some = std::min(interval * double(now) / seconds, most_steps / double(steps_of(x)));
+    double slice = 1;  // epochs
+    for (index done = 0; done < total;) {
+      const index now = std::min(total - done, std::max(index(slice), index(1)));
+      const auto start = threads::Clock::now();
+      run(x, y, weight, now, bit_generator, order.get(), figures);
+      done += now;
+      const double seconds = std::chrono::duration<double>(threads::Clock::now() - start).count();
+      slice = std::min(interval * double(now) / seconds, most_steps / double(steps_of(x)));
       if (PyErr_CheckSignals()) throw py::error_already_set();
     }
     return figures;
@@ -81,31 +85,27 @@ class Fit {
   index steps_of(const Array& x) const { return (x.shape(0) + batch_ - 1) / batch_; }
   void count(index steps) { state_.attr(names().step) = py::int_(py::cast<index>(state_.attr(names().step)) + steps); }
 
-  // The seconds of so many epochs, whose figures it adds.
-  double run(const Array& x, const Array& y, const OptionalArray& weight, index epochs, const py::object& bit_generator,
-             std::int64_t* order, Figures& figures) {
+  // So many epochs, whose figures it adds.
+  void run(const Array& x, const Array& y, const OptionalArray& weight, index epochs, const py::object& bit_generator,
+           std::int64_t* order, Figures& figures) {
     const index steps = steps_of(x);
     const Array numbers = state_.attr(names().numbers)(epochs * steps);
     std::optional<Draws> draws;
     if (order) draws.emplace(bit_generator, double(epochs) * double(x.shape(0)));
-    const double seconds = visit(training_, [&](auto& training, auto zero) {
+    visit(training_, [&](auto& training, auto zero) {
       const auto samples = samples_of<decltype(zero)>(x, y, weight, order);
       const double* const numbers_data = input<double>(numbers);
       const index stride = steps * numbers.shape(1);
       py::gil_scoped_release release;
-      double total = 0;
       for (index i = 0; i < epochs; i++) {
         if (order) draws->permutation(samples.count, order);
         const auto start = threads::Clock::now();
         figures.first.push_back(training.epoch(samples, numbers_data + i * stride));
         figures.second.push_back(std::chrono::duration<double>(threads::Clock::now() - start).count());
-        total += figures.second.back();
       }
-      return total;
     });
     count(epochs * steps);
     if (draws) draws->give_back();
-    return seconds;
   }
 
   const Array params_;

@@ -170,7 +170,10 @@ INLINE void add_label_losses(const LossRows<T>& g, const std::int64_t* labels, i
   for (index i = 0; i < count; i++) {
     const index r = first + i;
     const T* const a = g.a + r * g.stride;
-    chosen[i] = a[labels[r]];
+    // It has been checked; should another thread have changed it since, some other column is taken.
+    const index given = static_cast<const volatile std::int64_t*>(labels)[r];
+    const index label = given >= 0 && given < g.columns ? given : 0;
+    chosen[i] = a[label];
     weights[i] = g.weight ? g.weight[r] : T(1);
     if (!g.d) continue;
     const T factor = T(g.scale * double(weights[i]));
@@ -181,7 +184,7 @@ INLINE void add_label_losses(const LossRows<T>& g, const std::int64_t* labels, i
       UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = factor * x.part[v];
       store_wide<T>(d + j, x, g.columns - j, end - j);
     }
-    d[labels[r]] = factor * (a[labels[r]] - T(1));
+    d[label] = factor * (a[label] - T(1));
   }
   const Wide<T> p = load_wide<T>(chosen, step, step), weight = load_wide<T>(weights, step, step);
   // As multiply-adds into one sum: the compiler could fuse a product with an addition of the fold.

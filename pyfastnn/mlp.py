@@ -305,9 +305,9 @@ class MLP:
         ImportError
             For ``progress=True`` without tqdm.
         """
+        if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
+            y = y.copy()  # callbacks and other threads could change labels after they have been checked
         x, y, weight = self._data(x, y, sample_weight)
-        if y.dtype.kind == "i" and not isinstance(y, Remote):
-            y = y.copy()  # callbacks could change labels after they have been checked
         epochs = _checks.integer("epochs", epochs, at_least=0)
         batch_size = _checks.integer("batch_size", batch_size, at_least=1)
         optimizer = _DEFAULT_OPTIMIZER if optimizer is None else optimizers.check(optimizer)
@@ -404,7 +404,8 @@ class MLP:
 
     def _data(self, x: Array, y: Array, sample_weight: Array | None) -> tuple[Array, Array, Array | None]:
         self._plan()
-        if self._bound is not None and self._bound.takes(x, y, sample_weight):
+        bound = self._bound
+        if bound is not None and bound.takes(x, y, sample_weight):
             return x, y if y.dtype.kind == "i" else y.reshape(len(x), -1), sample_weight
         x = self._inputs("x", x)
         if not len(x):

@@ -59,7 +59,10 @@ class Optimizer(Protocol):
         """How many arrays of the size of the parameters the rule remembers."""
 
     def numbers(self, first: int, count: int) -> Array:
-        """The numbers of steps first, first + 1, ... (counted from 1): a (count, ...) array, float64."""
+        """The numbers of steps first, first + 1, ... (counted from 1): a (count, ...) array, float64.
+
+        Those of equal optimizers are equal.
+        """
 
 
 class OptimizerState:
@@ -73,11 +76,13 @@ class OptimizerState:
 
     def numbers(self, count: int) -> Array:
         """The optimizer's numbers of the next steps, (count, ...)."""
+        if count > self._ahead:
+            return self.optimizer.numbers(self.step + 1, count)
         start = self.step + 1 - self._first
         if not 0 <= start <= len(self._numbers) - count:
             # After the first call some are computed ahead: NumPy's overhead is longer than the step of a
             # small network.
-            more = max(count, self._ahead) if self._first else count
+            more = self._ahead if self._first else count
             self._first, self._numbers = self.step + 1, self.optimizer.numbers(self.step + 1, more)
             start = 0
         return self._numbers[start : start + count]

@@ -44,6 +44,23 @@ def test_generators_with_an_order_of_their_own_keep_it():
 
 
 @pytest.mark.skipif(not COMPILED, reason="needs the compiled core")
+def test_only_a_pcg64_itself_is_copied():
+    class Silent(np.random.PCG64):
+        @property
+        def state(self):
+            raise NotImplementedError
+
+    class PCG64(np.random.PCG64DXSM):
+        """Its state bears this name."""
+
+    for bits in (Silent, PCG64):
+        one, other = np.random.Generator(bits(1)), np.random.Generator(bits(1))
+        order = CppBackend().order(one, 100_000)
+        np.testing.assert_array_equal(order, other.permutation(100_000))
+        assert one.integers(2**40) == other.integers(2**40)
+
+
+@pytest.mark.skipif(not COMPILED, reason="needs the compiled core")
 def test_threads_share_a_generator():
     rng, orders = np.random.default_rng(0), []
     threads = [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import pyfastnn as pf
+from pyfastnn.optimizers import OptimizerState
 
 SGD, MOMENTUM = pf.SGD(0.05), pf.SGD(0.05, momentum=0.9)
 NESTEROV, ADAM = pf.SGD(0.05, momentum=0.9, nesterov=True), pf.Adam(0.05)
@@ -158,6 +159,15 @@ def test_epochs_at_once_are_those_one_by_one(backend, dtype, optimizer, bits, sh
     np.testing.assert_array_equal(at_once.params, one_by_one.params)
     assert repr(rng_state(at_once)) == repr(rng_state(one_by_one))
     assert at_once._memory.step == one_by_one._memory.step == 150 * 5
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=repr)
+def test_numbers_computed_ahead_are_those_of_the_steps(optimizer):
+    state = OptimizerState(optimizer, ())
+    for count in (1, 3, 1, 60, 2, 64, 65, 1, 5000, 1, 1):
+        np.testing.assert_array_equal(state.numbers(count), optimizer.numbers(state.step + 1, count))
+        state.step += count
+    assert len(state._numbers) < 1000  # of many steps, none are kept
 
 
 def test_same_seed_same_training(backend, dtype):

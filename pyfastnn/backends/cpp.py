@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from types import ModuleType
@@ -234,8 +235,8 @@ class CppPlan(Plan):
     ) -> tuple[list[float], list[float]]:
         if rng is not None and not self._cpp.draws(rng, len(x)):
             return super().fit(params, x, y, weight, epochs, batch_size, state, rng)
-        rule = self._cpp._rule_ids[state.optimizer.rule]
-        return self._compiled.fit(params, x, y, weight, epochs, min(batch_size, len(x)), rule, state, rng)
+        rule, most = self._cpp._rule_ids[state.optimizer.rule], min(epochs, sys.maxsize)
+        return self._compiled.fit(params, x, y, weight, most, min(batch_size, len(x)), rule, state, rng)
 
 
 class CppTraining(Training):
