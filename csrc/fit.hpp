@@ -5,7 +5,6 @@
 #include <memory>
 #include <optional>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "draws.hpp"
@@ -119,12 +118,12 @@ class Fit {
 inline Fit::Figures fit(const Plan& plan, const Array& params, const Array& x, const Array& y,
                         const OptionalArray& weight, index epochs, index batch, int rule, const py::object& state,
                         const py::object& rng) {
-  Fit fit(plan, params, batch, rule, state);
+  Fit under_way(plan, params, batch, rule, state);
   struct Pulled {
     ~Pulled() { fit.pull(); }
     Fit& fit;
-  } pulled{fit};
-  return fit.epochs(x, y, weight, epochs, rng.is_none() ? rng : py::object(rng.attr("bit_generator")));
+  } pulled{under_way};
+  return under_way.epochs(x, y, weight, epochs, rng.is_none() ? rng : py::object(rng.attr("bit_generator")));
 }
 
 }  // namespace pyfastnn

@@ -21,12 +21,13 @@ void destroy(PyObject* self) {
 }
 
 // Whether x and y, with at least one row, and weights or None are ready to be samples of the network.
-bool are_samples(const BoundNetwork& bound, const Lists& lists, PyObject* x, PyObject* y, PyObject* weight) {
+bool are_samples(const BoundNetwork& bound, PyObject* x, PyObject* y, PyObject* weight) {
+  const Lists* const lists = lists_of(bound.backend);
   const ReadyMatrix input = ready_matrix(x);
-  return input.rows && bound.plan->visit([&](auto& network, auto zero) {
+  return lists && input.rows && bound.plan->visit([&](auto& network, auto zero) {
     const ReadyMatrix outputs{type_number<decltype(zero)>, input.rows, network.layers.back().outputs};
     return input.type == outputs.type && input.columns == network.layers.front().inputs &&
-           targets_fit(lists.loss_facts[size_t(bound.plan->loss())], outputs, y, true) &&
+           targets_fit(lists->loss_facts[size_t(bound.plan->loss())], outputs, y, true) &&
            weights_fit(weight, input.type, input.rows);
   });
 }
@@ -34,9 +35,7 @@ bool are_samples(const BoundNetwork& bound, const Lists& lists, PyObject* x, PyO
 PyObject* takes(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   const auto* const bound = reinterpret_cast<const BoundNetwork*>(self);
   try {
-    const Lists* const lists = lists_of(bound->backend);
-    return PyBool_FromLong(count == 3 && lists &&
-                           are_samples(*bound, *lists, arguments[0], arguments[1], arguments[2]));
+    return PyBool_FromLong(count == 3 && are_samples(*bound, arguments[0], arguments[1], arguments[2]));
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
@@ -94,10 +93,9 @@ PyObject* predict(PyObject* backend, Values values) {
 PyObject* loss_and_gradient(PyObject* backend, Values values) {
   PyObject *x = values[1], *y = values[2], *sample_weight = values[3], *out = values[4];
   const py::object binding = binding_of(values[0], backend);
-  const Lists* const lists = binding ? lists_of(backend) : nullptr;
-  if (!lists) return nullptr;
+  if (!binding) return nullptr;
   const auto* const bound = reinterpret_cast<const BoundNetwork*>(binding.ptr());
-  if (!are_samples(*bound, *lists, x, y, sample_weight)) return nullptr;
+  if (!are_samples(*bound, x, y, sample_weight)) return nullptr;
   const Array params = array(bound->params);
   const py::object gradient = target(out, bound->params, {params.size()}, {x, y, sample_weight, bound->params});
   if (!gradient) return nullptr;
