@@ -81,8 +81,7 @@ Rows rows_of(const Batch<T>& batch, index number, index count) {
   return part_of(batch.all(), begin(number), number + 1 < count ? begin(number + 1) : batch.rows);
 }
 
-// Common to the schedules whose threads split the rows of the batch for forward, loss and deltas. They share the
-// activations.
+// Common to the schedules whose threads split the rows of the batch for forward, loss and deltas.
 template <class T>
 class ByRows : public Halves<T> {
  public:
@@ -93,14 +92,16 @@ class ByRows : public Halves<T> {
   }
 
  protected:
-  void forward_and_back(const Batch<T>& batch, Rows rows, Parameters<T>& parameters, int thread) {
+  // Of the rows of one worker.
+  void forward_and_back(const Batch<T>& batch, Rows rows, Parameters<T>& parameters, int thread, int worker = 0) {
+    Worker<T>& own = this->worker(worker);
     const Tiles tiles(loss_blocks(rows.count), 1, tile_blocks_);
     for (index number = 0; number < tiles.count; number++) {
       const Rows tile = part_of(rows, tiles.begin(number) * loss_rows, tiles.begin(number + 1) * loss_rows);
-      this->worker().gather(tile);
-      this->worker().forward(0, tile, parameters, this->scratch(thread));
-      this->worker().output_delta(tile, batch.scale, this->losses_of(batch, tile.at));
-      this->worker().propagate(0, tile, parameters, this->scratch(thread));
+      own.gather(tile);
+      own.forward(0, tile, parameters, this->scratch(thread));
+      own.output_delta(tile, batch.scale, this->losses_of(batch, tile.first - batch.first));
+      own.propagate(0, tile, parameters, this->scratch(thread));
     }
   }
 
@@ -286,6 +287,8 @@ class Replicas final : public ByRows<T> {
 
   Replicas(const Task<T>& task, Arena& arena)
       : ByRows<T>(task, arena), other_(0, task.network.padded_size, task.slots, arena) {
+    if (most_threads() > 1)
+      this->workers_.push_back(std::make_unique<Worker<T>>(task.network, task.batch, task.gathered, arena));
     for (auto& gradients : gradients_) {
       for (Segment<T>& gradient : gradients) gradient = {arena.take<T>(task.network.padded_size), 0};
     }
@@ -298,9 +301,10 @@ class Replicas final : public ByRows<T> {
   void before(const Batch<T>& batch, int thread, int threads) override {
     const index end = share_begin(parts, thread + 1, threads);
     for (index part = share_begin(parts, thread, threads); part < end; part++) {
-      const Rows rows = rows_of(batch, part, parts);
-      this->forward_and_back(batch, rows, own(thread), thread);
-      this->worker().gradients(rows, false, gradients_[batch.number % 2][part], this->scratch(thread));
+      Rows rows = rows_of(batch, part, parts);
+      rows.at = 0;
+      this->forward_and_back(batch, rows, own(thread), thread, thread);
+      this->worker(thread).gradients(rows, false, gradients_[batch.number % 2][part], this->scratch(thread));
     }
   }
 

@@ -118,7 +118,8 @@ class Neighbours {
 
 // One thread or a team, for steps so short that the processor decides: what a team gains it may lose again
 // on the way from one core to another. Both are tried for some turns, of which the first does not count: it fills
-// caches. The one with the lesser median goes on until it is time to try again.
+// caches, and is repeated until the team is complete, unless that takes too long. The one with the lesser median goes
+// on until it is time to try again.
 class Pace {
  public:
   struct Turn {
@@ -133,21 +134,27 @@ class Pace {
     return {turn_ >= trials, std::min(left, std::max<index>(left / 8, 8))};
   }
 
-  void took(Turn turn, double seconds) {
+  void took(Turn turn, double seconds, bool complete) {
     if (turn_ >= 2 * trials) return;
+    if (turn_ == trials && !complete && repeated_ < most_repeated) {
+      repeated_++;
+      turn_--;
+      return;
+    }
+    repeated_ = 0;
     times_[turn_ / trials][turn_ % trials] = seconds / double(turn.steps);
     if (turn_ == 2 * trials - 1) team_pays_ = median(times_[1]) < 0.97 * median(times_[0]);
   }
 
  private:
-  static constexpr int trials = 4, again = 32;
+  static constexpr int trials = 4, again = 32, most_repeated = 8;
 
   static double median(double (&times)[trials]) {
     std::sort(times + 1, times + trials);
     return times[trials / 2];
   }
 
-  int turn_ = -1;
+  int turn_ = -1, repeated_ = 0;
   double times_[2][trials];  // a step of one thread, and of a team
   bool team_pays_ = false;
 };
@@ -168,6 +175,9 @@ class Team {
  public:
   Team(bool barrier_after, Join join, Step step) : barrier_after_(barrier_after), join_(join), step_(step) {}
 
+  // Whether all threads took the last of the steps.
+  bool complete() const { return complete_; }
+
   // Steps [first, last) by at most so many threads. At the start, others are waited for until `patience` is over.
   void run(int most_threads, index first, index last, Clock::duration patience) {
     most_threads_ = most_threads;
@@ -183,6 +193,7 @@ class Team {
  private:
   void alone(index last) {
     const FlushDenormals flush;
+    complete_ = most_threads_ == 1;
     do step_(number_, 0, 1, [] {});
     while (++number_ < last && (most_threads_ == 1 || Neighbours::crowd()));
   }
@@ -205,6 +216,7 @@ class Team {
     bool late = false;
     while (number_ < last && !late) {
       const int active = arrived_;
+      complete_ = active == most_threads_;
       end_ = last;
       active_ = active;
       late = round(0, active);
@@ -257,6 +269,7 @@ class Team {
   Step step_;
   Barrier barrier_;
   int most_threads_ = 1;
+  bool complete_ = false;
   index number_ = 0;             // of the next step, between rounds
   std::atomic<index> end_{0};    // of the round: set before a barrier or active_, read after it
   std::atomic<int> arrived_{1};  // threads that are there, thread 0 among them

@@ -70,7 +70,8 @@ double run(Schedule<T>& schedule, const Samples<T>& samples, const Rule<T>* rule
     const threads::Pace::Turn turn = doubtful ? schedule.pace.next(count - first) : threads::Pace::Turn{true, count};
     const auto start = threads::Clock::now();
     team.run(turn.team ? threads : 1, first, first + turn.steps, patience(work * double(turn.steps)));
-    if (doubtful) schedule.pace.took(turn, std::chrono::duration<double>(threads::Clock::now() - start).count());
+    if (doubtful)
+      schedule.pace.took(turn, std::chrono::duration<double>(threads::Clock::now() - start).count(), team.complete());
     first += turn.steps;
   }
   schedule.finish();
