@@ -1,6 +1,9 @@
 // Methods of a network: predictions, and the loss with its gradient.
-#include "networks.hpp"
 #include "quick.hpp"
+
+#include <structmember.h>
+
+#include "networks.hpp"
 #include "quick_kernels.hpp"
 
 namespace pyfastnn {
@@ -55,17 +58,45 @@ PyTypeObject* bound_network_type() {
   return type;
 }
 
+// Null where there is none.
+py::object attribute_of(PyObject* object, PyObject* name) {
+  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name));
+  if (found) return found;
+  if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+  PyErr_Clear();
+  return {};
+}
+
+// Where the objects of a class that names the attribute in its __slots__ keep it.
+struct Slot {
+  PyTypeObject* type;  // null: there is no such class
+  Py_ssize_t offset;
+
+  PyObject* of(PyObject* object) const {
+    return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset);
+  }
+};
+
+// That of this class or one it derives from; which then lives for ever.
+Slot slot_of(PyTypeObject* type, PyObject* name) {
+  const py::object found = attribute_of(reinterpret_cast<PyObject*>(type), name);
+  if (!found || Py_TYPE(found.ptr()) != &PyMemberDescr_Type) return {};
+  const auto* const descriptor = reinterpret_cast<const PyMemberDescrObject*>(found.ptr());
+  if (descriptor->d_member->type != T_OBJECT_EX) return {};
+  Py_INCREF(PyDescr_TYPE(descriptor));
+  return {PyDescr_TYPE(descriptor), descriptor->d_member->offset};
+}
+
 // What the network, an object of Python, has been bound to; null where that is not for the backend.
 py::object binding_of(PyObject* network, PyObject* backend) {
-  static PyObject* const attribute = PyUnicode_InternFromString("_bound");
-  auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(network, attribute));
-  if (!found) {
-    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
-    PyErr_Clear();
-    return {};
-  }
-  const bool right =
-      Py_TYPE(found.ptr()) == bound_network_type() && reinterpret_cast<BoundNetwork*>(found.ptr())->backend == backend;
+  static PyObject* const name = PyUnicode_InternFromString("_bound");
+  static Slot slot{};  // of MLP
+  if (!slot.type) slot = slot_of(Py_TYPE(network), name);
+  // Objects of a derived class may have another attribute of this name.
+  const py::object found = Py_TYPE(network) == slot.type ? py::reinterpret_borrow<py::object>(slot.of(network))
+                                                         : attribute_of(network, name);
+  const bool right = found && Py_TYPE(found.ptr()) == bound_network_type() &&
+                     reinterpret_cast<BoundNetwork*>(found.ptr())->backend == backend;
   return right ? found : py::object();
 }
 

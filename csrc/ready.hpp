@@ -50,7 +50,9 @@ inline ReadyMatrix ready_matrix(PyObject* object) {
 inline bool is_ready(PyObject* object, int type, std::initializer_list<index> shape) {
   if (ready_type(object) != type) return false;
   const auto* const array = array_proxy(object);
-  return array->nd == int(shape.size()) && std::equal(shape.begin(), shape.end(), array->dimensions);
+  if (array->nd != int(shape.size())) return false;
+  const auto* dimension = array->dimensions;  // few: std::equal would call memcmp
+  return std::all_of(shape.begin(), shape.end(), [&](index size) { return size == *dimension++; });
 }
 
 // Where a ready array of numbers of 4 or 8 bytes lies.

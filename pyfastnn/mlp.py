@@ -69,6 +69,9 @@ class MLP:
     101770
     """
 
+    # What the core looks up in every call, where it finds it at once.
+    __slots__ = ("__dict__", "__weakref__", "_bound")
+
     def __init__(
         self,
         layers: Sequence[int],
