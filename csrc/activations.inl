@@ -146,34 +146,86 @@ INLINE index room_of_row(index columns, index stride) {
   return stride >= (columns + lanes<T> - 1) / lanes<T> * lanes<T> ? stride : columns;
 }
 
-// The softmax of each row. A NaN or +infinity makes its whole row NaN through the sum.
+// A row of any length. The exponentials of its last part stay in registers: to load what has been stored in part takes
+// as long as all else.
 template <class T>
-void softmax_value(index rows, index columns, index stride, const T* z, T* a) {
+INLINE void softmax_of_row(index columns, const T* z, T* a, index end, index room) {
   constexpr T lowest = T(-__builtin_inf());
   constexpr index step = Wide<T>::count;
-  const index room = room_of_row<T>(columns, stride);
-  for (index r = 0; r < rows; r++, z += stride, a += stride) {
-    const index end = (rows - r) * stride;
-    Wide<T> top = broadcast_wide<T>(lowest), sum = broadcast_wide<T>(0);
-    for (index j = 0; j < columns; j += step) {
-      const Wide<T> x = first_lanes<T>(columns - j, load_wide<T>(z + j, columns - j, end - j), lowest);
-      UNROLL for (int v = 0; v < x.vectors; v++) top.part[v] = maximum(top.part[v], x.part[v]);
+  const auto read = [&](index j) {
+    return first_lanes<T>(columns - j, load_wide<T>(z + j, columns - j, end - j), lowest);
+  };
+  Wide<T> top = broadcast_wide<T>(lowest), sum = broadcast_wide<T>(0), x;
+  for (index j = 0; j < columns; j += step) {
+    x = read(j);
+    UNROLL for (int v = 0; v < x.vectors; v++) top.part[v] = maximum(top.part[v], x.part[v]);
+  }
+  const T largest = fold<T>(top, [](Vec<T> x, Vec<T> y) { return y > x ? y : x; });
+  const auto add = [&](index j) {
+    x = read(j);
+    UNROLL for (int v = 0; v < x.vectors; v++) {
+      x.part[v] = exponential<T>(x.part[v] - largest);
+      sum.part[v] += x.part[v];
     }
-    const T largest = fold<T>(top, [](Vec<T> x, Vec<T> y) { return y > x ? y : x; });
-    for (index j = 0; j < columns; j += step) {
-      Wide<T> x = first_lanes<T>(columns - j, load_wide<T>(z + j, columns - j, end - j), lowest);
-      UNROLL for (int v = 0; v < x.vectors; v++) {
-        x.part[v] = exponential<T>(x.part[v] - largest);
-        sum.part[v] += x.part[v];
-      }
-      store_wide<T>(a + j, x, columns - j, room - j);
-    }
-    const T scale = T(1) / sum_of<T>(sum);
-    for (index j = 0; j < columns; j += step) {
-      Wide<T> x = load_wide<T>(a + j, columns - j, end - j);
-      UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = x.part[v] * scale;
-      store_wide<T>(a + j, x, columns - j, room - j);
-    }
+  };
+  const index last = (columns - 1) / step * step;
+  for (index j = 0; j < last; j += step) {
+    add(j);
+    store_wide<T>(a + j, x, step, step);
+  }
+  add(last);
+  const T scale = T(1) / sum_of<T>(sum);
+  UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = x.part[v] * scale;
+  if (VECTOR_BYTES == 64 && room - last < step) {
+    // Not under a mask, for which the next row would wait.
+    T rest[step];
+    store_wide<T>(rest, x, step, step);
+    __builtin_memcpy(a + last, rest, size_t(columns - last) * sizeof(T));
+  } else {
+    store_wide<T>(a + last, x, columns - last, room - last);
+  }
+  for (index j = 0; j < last; j += lanes<T>) store<T>(a + j, load<T>(a + j) * scale);
+}
+
+// The same of up to lanes<T> rows of few columns, each a vector here: nothing is folded, and no lanes are left empty.
+constexpr index few_softmax = 16;
+
+template <class T>
+INLINE void softmax_of_rows(index rows, index columns, index stride, const T* z, T* a, index room) {
+  constexpr index L = lanes<T>, step = Wide<T>::count;
+  T x[few_softmax * L], by_rows[L * few_softmax];
+  transpose_matrix<T>(rows, columns, z, stride, x, L);
+  Vec<T> top = load<T>(x), sum[few_softmax];
+  for (index j = 1; j < columns; j++) top = maximum(top, load<T>(x + j * L));
+  for (index j = 0; j < columns; j++) {
+    sum[j] = exponential<T>(load<T>(x + j * L) - top);
+    store<T>(x + j * L, sum[j]);
+  }
+  // In the order of softmax_of_row.
+  index left = columns;
+  for (index half = few_softmax / 2; half > 0; half /= 2) {
+    for (index i = 0; i + half < left; i++) sum[i] += sum[i + half];
+    left = clamp(left, half);
+  }
+  const Vec<T> scale = T(1) / sum[0];
+  for (index j = 0; j < columns; j++) store<T>(x + j * L, load<T>(x + j * L) * scale);
+  transpose_matrix<T>(columns, rows, x, L, by_rows, few_softmax);
+  for (index r = 0; r < rows; r++) {
+    for (index j = 0; j < columns; j += step)
+      store_wide<T>(a + r * stride + j, load_wide<T>(by_rows + r * few_softmax + j, step, step), columns - j, room - j);
+  }
+}
+
+// A NaN or +infinity makes its whole row NaN through the sum.
+template <class T>
+void softmax_value(index rows, index columns, index stride, const T* z, T* a) {
+  const index room = room_of_row<T>(columns, stride), at_once = columns <= few_softmax ? lanes<T> : 1;
+  for (index r = 0; r < rows && columns; r += at_once, z += at_once * stride, a += at_once * stride) {
+    const index left = rows - r;
+    if (at_once > 1 && left > 1)
+      softmax_of_rows<T>(clamp(left, at_once), columns, stride, z, a, room);
+    else
+      softmax_of_row<T>(columns, z, a, left * stride, room);
   }
 }
 

@@ -86,19 +86,18 @@ INLINE LossRows<T> part_of(LossRows<T> g, index r, index rows, index j, index co
   return g;
 }
 
-// Adds the losses of rows of up to one Wide, all of whose vectors may be accessed whole. By value, since what
-// vectors are stored to could be anything else.
+// Adds the losses of rows of up to one Wide, of so many vectors, all of which may be accessed whole.
 template <class T, class L, int Vectors = 1>
-INLINE void add_losses(LossRows<T> g, Wide<T>& sum) {
+INLINE void add_vectors(LossRows<T> g, index weight_step, Wide<T>& sum) {
   if constexpr (Vectors < Wide<T>::vectors) {
-    if (g.columns > Vectors * lanes<T>) return add_losses<T, L, Vectors + 1>(g, sum);
+    if (g.columns > Vectors * lanes<T>) return add_vectors<T, L, Vectors + 1>(g, weight_step, sum);
   }
   T weight = 1, factor = T(g.scale);
   // Not a one that the compiler knows of: it would fuse the square of mse, not rounded, with the sum below.
   __asm__("" : "+m"(weight));
   for (index r = 0; r < g.rows; r++, g.a += g.stride, g.y += g.y_stride) {
     if (g.weight) {
-      weight = g.weight[r];
+      weight = g.weight[r * weight_step];
       factor = T(g.scale * double(weight));
     }
     UNROLL for (int v = 0; v < Vectors; v++) {
@@ -112,6 +111,15 @@ INLINE void add_losses(LossRows<T> g, Wide<T>& sum) {
   }
 }
 
+// By way of copies, since what vectors are stored to could be anything else. A function of its own: it is called for
+// rows by the dozen.
+template <class T, class L>
+__attribute__((noinline)) void add_losses(const LossRows<T>& g, index weight_step, Wide<T>& sum) {
+  Wide<T> total = sum;
+  add_vectors<T, L>(g, weight_step, total);
+  sum = total;
+}
+
 // The same where vectors of a row would reach too far: from copies, and back.
 template <class T, class L>
 INLINE void add_row_at_end(LossRows<T> g, Wide<T>& sum) {
@@ -122,7 +130,7 @@ INLINE void add_row_at_end(LossRows<T> g, Wide<T>& sum) {
   g.a = a;
   g.y = y;
   if (to) g.d = d;
-  add_losses<T, L>(g, sum);
+  add_losses<T, L>(g, 0, sum);
   if (to) __builtin_memcpy(to, d, size_t(g.columns) * sizeof(T));
 }
 
@@ -138,24 +146,29 @@ void loss_of_rows(const LossRows<T>& g) {
   constexpr index step = Wide<T>::count;
   const index room = (g.columns + lanes<T> - 1) / lanes<T> * lanes<T>;
   const index in_a = rows_inside(g.rows, g.stride, 0, room), in_y = rows_inside(g.rows, g.y_stride, g.y_beyond, room);
-  const index inside = in_a < in_y ? in_a : in_y;
+  // Rows without gaps are as well a long one.
+  const bool joined = g.stride == g.columns && g.y_stride == g.columns && !g.weight;
+  const index inside = joined ? 0 : in_a < in_y ? in_a : in_y;
   double* to = g.sums;
-  for (index r = 0; r < g.rows;) {
+  for (index first = 0; first < g.rows; first += loss_rows) {
+    const index count = clamp(g.rows - first, loss_rows), rows = joined ? 1 : count;
+    const index columns = joined ? count * g.columns : g.columns;
     Wide<T> sum = broadcast_wide<T>(0);
-    const index last = g.rows - r < loss_rows ? g.rows : r + loss_rows;
-    if (g.columns && g.columns <= step && r < inside) {
-      const index rows = (last < inside ? last : inside) - r;
-      add_losses<T, L>(part_of(g, r, rows, 0, g.columns), sum);
-      r += rows;
-    }
-    for (; r < last; r++) {
-      for (index j = 0; j < g.columns; j += step) {
-        const LossRows<T> part = part_of(g, r, 1, j, g.columns - j < step ? g.columns - j : step);
-        if (r < inside || part.columns == step)
-          add_losses<T, L>(part, sum);
-        else
-          add_row_at_end<T, L>(part, sum);
-      }
+    // And a long row is short ones, of one weight. First what is left of all rows, whose vectors may reach into the
+    // next row's.
+    const index parts = (joined || !columns ? columns : columns - 1) / step, rest = columns - parts * step;
+    const index fitting = !rest ? 0 : rest == step ? rows : clamp(inside - first, rows);
+    if (fitting) add_losses<T, L>(part_of(g, first, fitting, parts * step, rest), 1, sum);
+    for (index r = fitting; r < rows && rest; r++)
+      add_row_at_end<T, L>(part_of(g, first + r, 1, parts * step, rest), sum);
+    LossRows<T> part = part_of(g, first, parts, 0, step);
+    part.stride = part.y_stride = step;
+    for (index r = 0; r < rows && parts; r++) {
+      add_losses<T, L>(part, 0, sum);
+      part.a += g.stride;
+      part.y += g.y_stride;
+      if (part.d) part.d += g.stride;
+      if (part.weight) part.weight++;
     }
     *to++ = double(sum_of<T>(sum));
   }
@@ -167,24 +180,20 @@ INLINE void add_label_losses(const LossRows<T>& g, const std::int64_t* labels, i
   constexpr index step = Wide<T>::count;
   T chosen[step], weights[step] = {};
   for (T& p : chosen) p = 1;
+  // Rows of one weight are scaled all at once, with what lies between them.
+  const index stride = g.stride, at_once = g.weight ? 1 : count;
+  T factor = T(g.scale);
   for (index i = 0; i < count; i++) {
     const index r = first + i;
-    const T* const a = g.a + r * g.stride;
+    const T* const a = g.a + r * stride;
+    weights[i] = g.weight ? g.weight[r] : T(1);
+    if (g.weight) factor = T(g.scale * double(weights[i]));
+    if (g.d && i % at_once == 0) map<T>(at_once * stride, g.d + r * stride, [&](Vec<T> x) { return factor * x; }, a);
     // It has been checked; should another thread have changed it since, some other column is taken.
     const index given = static_cast<const volatile std::int64_t*>(labels)[r];
     const index label = given >= 0 && given < g.columns ? given : 0;
     chosen[i] = a[label];
-    weights[i] = g.weight ? g.weight[r] : T(1);
-    if (!g.d) continue;
-    const T factor = T(g.scale * double(weights[i]));
-    T* const d = g.d + r * g.stride;
-    const index end = (g.rows - r) * g.stride;
-    for (index j = 0; j < g.columns; j += step) {
-      Wide<T> x = load_wide<T>(a + j, g.columns - j, end - j);
-      UNROLL for (int v = 0; v < x.vectors; v++) x.part[v] = factor * x.part[v];
-      store_wide<T>(d + j, x, g.columns - j, end - j);
-    }
-    d[label] = factor * (a[label] - T(1));
+    if (g.d) g.d[r * stride + label] = factor * (chosen[i] - T(1));
   }
   const Wide<T> p = load_wide<T>(chosen, step, step), weight = load_wide<T>(weights, step, step);
   // As multiply-adds into one sum: the compiler could fuse a product with an addition of the fold.

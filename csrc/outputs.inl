@@ -72,8 +72,12 @@ INLINE void dots_of_rows(DotOperands<T> g, Vec<T> start, T* c, index ldc) {
   }
   // Plus zero, as of the lanes that short rows leave empty in longer vectors: minus zeros end as the same zero then.
   const Vec<T> sums = start + (Vec<T>{} + sums_of<T, lanes<T> / 2>(folded));
-  UNROLL for (int i = 0; i < Rows; i++)
-      __builtin_memcpy(c + i * ldc, reinterpret_cast<const T*>(&sums) + i * Outputs, Outputs * sizeof(T));
+  if (ldc == Outputs) {
+    __builtin_memcpy(c, &sums, Rows * Outputs * sizeof(T));
+  } else {
+    UNROLL for (int i = 0; i < Rows; i++)
+        __builtin_memcpy(c + i * ldc, reinterpret_cast<const T*>(&sums) + i * Outputs, Outputs * sizeof(T));
+  }
 }
 
 template <class T, int Outputs>

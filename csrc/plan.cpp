@@ -61,6 +61,9 @@ Network<T>::Network(const KernelTable<T>& table, const std::vector<index>& sizes
     row_elements += layer.outputs;
     layer.activation = &table.activations[activations[i]];
     layer.slope_from_input = slopes_from_input[i];
+    // Results of dot products, which a loss and most functions take element by element. Padded, they would be padding
+    // mostly.
+    if (layer.transposed && i + 2 == sizes.size() && layer.activation->elementwise) layer.stride = layer.outputs;
     layers.push_back(layer);
   }
 }
@@ -132,11 +135,9 @@ void predict(const Network<T>& network, const T* params, const T* x, index count
   const index tile_size = max_tile_rows * network.widest;
   // Two rows of tiles in turn: the outputs of one layer are the inputs of the next.
   T* const scratch = scratch_for<T>(threads, scratch_size<T> + 2 * tile_size);
-  threads::for_each(tiles.count, threads, [&](index tile, int thread) {
-    T* const own = scratch + thread * (scratch_size<T> + 2 * tile_size);
-    const index first = tiles.begin(tile);
+  const auto predict_rows = [&](index first, index rows, T* own) {
     Gemm<T> product{};
-    product.rows = tiles.begin(tile + 1) - first;
+    product.rows = rows;
     product.a = x + first * network.layers.front().inputs;
     product.b = params;
     product.scratch = own;
@@ -152,6 +153,11 @@ void predict(const Network<T>& network, const T* params, const T* x, index count
       product.a = product.c;
       product.b = product.start + layer.outputs;
     }
+  };
+  if (tiles.count == 1) return predict_rows(0, count, scratch);  // without divisions, which a row would notice
+  threads::for_each(tiles.count, threads, [&](index tile, int thread) {
+    const index first = tiles.begin(tile);
+    predict_rows(first, tiles.begin(tile + 1) - first, scratch + thread * (scratch_size<T> + 2 * tile_size));
   });
 }
 

@@ -23,7 +23,7 @@ struct Layer {
   index width;            // outputs rounded up to whole vectors
   bool transposed;        // weights (outputs, inputs) in whole rows: as columns they would leave most lanes empty
   Panels panels;          // the weights; of transposed ones a single panel
-  index stride;           // of a row of activations: width, kept off the powers of two
+  index stride;           // of a row of activations: width, kept off the powers of two; or outputs, without padding
   index weights, biases;  // offsets into the padded parameters
   const Activation<T>* activation;
   bool slope_from_input;

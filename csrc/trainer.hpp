@@ -98,15 +98,17 @@ class Worker {
         next_(rows * network.layers.front().inputs * index(sizeof(T)) <= 256 * 1024 ? rows : 0),
         x_rows_(arena.take<const T*>(!copies_ && gathered.any() ? rows + next_ : 0)) {
     for (const Layer<T>& layer : network.layers) {
-      a_.push_back(arena.take<T>(rows * layer.stride));
-      d_.push_back(arena.take<T>(rows * layer.stride));
-      z_.push_back(arena.take<T>(layer.slope_from_input ? rows * layer.stride : 0));
+      // add_up() writes the last row to its width too.
+      const index size = (rows - 1) * layer.stride + std::max(layer.stride, layer.width);
+      a_.push_back(arena.take<T>(size));
+      d_.push_back(arena.take<T>(size));
+      z_.push_back(arena.take<T>(layer.slope_from_input ? size : 0));
     }
     for (size_t i = 0; transposing && i < network.layers.size(); i++) {
       const Layer<T>& layer = network.layers[i];
       transposed_.push_back(arena.take<T>(i && !layer.transposed ? layer.outputs * network.layers[i - 1].width : 0));
     }
-    y_ = arena.take<T>(gathered.y ? rows * network.layers.back().width : 0);
+    y_ = arena.take<T>(gathered.y ? rows * network.layers.back().stride : 0);
     labels_ = arena.take<std::int64_t>(gathered.labels ? rows : 0);
     weight_ = arena.take<T>(gathered.weight ? rows : 0);
   }
@@ -130,8 +132,8 @@ class Worker {
       for (index r = 0; next_ && r < rows.count; r++) x_rows_[next_ + rows.at + r] = row(next_ + r);
     }
     if (samples_.y) {
-      const index width = network_.layers.back().width;
-      network_.kernels->gather(rows.count, outputs, samples_.y, from, left, y_ + rows.at * width, width);
+      const index stride = network_.layers.back().stride;
+      network_.kernels->gather(rows.count, outputs, samples_.y, from, left, y_ + rows.at * stride, stride);
     } else {
       for (index r = 0; r < rows.count; r++) labels_[rows.at + r] = samples_.labels[from[r]];
     }
@@ -252,14 +254,14 @@ class Worker {
     const bool gathered = samples_.order != nullptr;
     T* const d = d_.back() + offset;
     const T *y = nullptr, *weight = nullptr;
-    if (samples_.y) y = gathered ? y_ + rows.at * layer.width : samples_.y + rows.first * layer.outputs;
+    if (samples_.y) y = gathered ? y_ + offset : samples_.y + rows.first * layer.outputs;
     if (samples_.weight) weight = gathered ? weight_ + rows.at : samples_.weight + rows.first;
     const LossRows<T> part{rows.count,
                            layer.outputs,
                            a_.back() + offset,
                            layer.stride,
                            y,
-                           gathered ? layer.width : layer.outputs,
+                           gathered ? layer.stride : layer.outputs,
                            weight,
                            scale,
                            network_.matched,
@@ -358,7 +360,8 @@ class Worker {
     const Layer<T>& layer = network_.layers[i];
     T* const sums = gradient.at(layer.biases) + low;
     if (!add) std::fill_n(sums, high - low, T(0));
-    network_.kernels->add_rows(rows.count, high - low, layer.stride, d_[i] + rows.at * layer.stride + low, sums);
+    const index columns = std::min(high - low, layer.stride);
+    network_.kernels->add_rows(rows.count, columns, layer.stride, d_[i] + rows.at * layer.stride + low, sums);
   }
   void bias_gradient(size_t i, Rows rows, bool add, Segment<T> gradient) const {
     bias_gradient(i, rows, 0, network_.layers[i].width, add, gradient);
