@@ -187,9 +187,10 @@ INLINE void softmax_of_row(index columns, const T* z, T* a, index end, index roo
   for (index j = 0; j < last; j += lanes<T>) store<T>(a + j, load<T>(a + j) * scale);
 }
 
-// The same of up to lanes<T> rows of few columns, each a vector here: nothing is folded, and no lanes are left empty.
 constexpr index few_softmax = 16;
 
+// The same of up to lanes<T> rows of at most so many columns, each a vector here: nothing is folded, and no lanes are
+// left empty.
 template <class T>
 INLINE void softmax_of_rows(index rows, index columns, index stride, const T* z, T* a, index room) {
   constexpr index L = lanes<T>, step = Wide<T>::count;

@@ -161,14 +161,10 @@ void loss_of_rows(const LossRows<T>& g) {
     if (fitting) add_losses<T, L>(part_of(g, first, fitting, parts * step, rest), 1, sum);
     for (index r = fitting; r < rows && rest; r++)
       add_row_at_end<T, L>(part_of(g, first + r, 1, parts * step, rest), sum);
-    LossRows<T> part = part_of(g, first, parts, 0, step);
-    part.stride = part.y_stride = step;
     for (index r = 0; r < rows && parts; r++) {
+      LossRows<T> part = part_of(g, first + r, parts, 0, step);
+      part.stride = part.y_stride = step;
       add_losses<T, L>(part, 0, sum);
-      part.a += g.stride;
-      part.y += g.y_stride;
-      if (part.d) part.d += g.stride;
-      if (part.weight) part.weight++;
     }
     *to++ = double(sum_of<T>(sum));
   }
@@ -180,20 +176,25 @@ INLINE void add_label_losses(const LossRows<T>& g, const std::int64_t* labels, i
   constexpr index step = Wide<T>::count;
   T chosen[step], weights[step] = {};
   for (T& p : chosen) p = 1;
-  // Rows of one weight are scaled all at once, with what lies between them.
-  const index stride = g.stride, at_once = g.weight ? 1 : count;
   T factor = T(g.scale);
+  const auto scale = [&](index row, index rows) {
+    const index at = row * g.stride;
+    map<T>(rows * g.stride, g.d + at, [&](Vec<T> x) { return factor * x; }, g.a + at);
+  };
+  // Rows of one weight all at once, with what lies between them.
+  if (g.d && !g.weight) scale(first, count);
   for (index i = 0; i < count; i++) {
     const index r = first + i;
-    const T* const a = g.a + r * stride;
     weights[i] = g.weight ? g.weight[r] : T(1);
-    if (g.weight) factor = T(g.scale * double(weights[i]));
-    if (g.d && i % at_once == 0) map<T>(at_once * stride, g.d + r * stride, [&](Vec<T> x) { return factor * x; }, a);
+    if (g.d && g.weight) {
+      factor = T(g.scale * double(weights[i]));
+      scale(r, 1);
+    }
     // It has been checked; should another thread have changed it since, some other column is taken.
     const index given = static_cast<const volatile std::int64_t*>(labels)[r];
-    const index label = given >= 0 && given < g.columns ? given : 0;
-    chosen[i] = a[label];
-    if (g.d) g.d[r * stride + label] = factor * (chosen[i] - T(1));
+    const index label = given >= 0 && given < g.columns ? given : 0, at = r * g.stride + label;
+    chosen[i] = g.a[at];
+    if (g.d) g.d[at] = factor * (chosen[i] - T(1));
   }
   const Wide<T> p = load_wide<T>(chosen, step, step), weight = load_wide<T>(weights, step, step);
   // As multiply-adds into one sum: the compiler could fuse a product with an addition of the fold.

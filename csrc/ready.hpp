@@ -4,7 +4,6 @@
 
 #include <pybind11/numpy.h>
 
-#include <algorithm>
 #include <initializer_list>
 
 #include "kernels.hpp"
@@ -51,8 +50,11 @@ inline bool is_ready(PyObject* object, int type, std::initializer_list<index> sh
   if (ready_type(object) != type) return false;
   const auto* const array = array_proxy(object);
   if (array->nd != int(shape.size())) return false;
-  const auto* dimension = array->dimensions;  // few: std::equal would call memcmp
-  return std::all_of(shape.begin(), shape.end(), [&](index size) { return size == *dimension++; });
+  const auto* dimension = array->dimensions;
+  for (index size : shape) {  // few: std::equal would call memcmp
+    if (size != *dimension++) return false;
+  }
+  return true;
 }
 
 // Where a ready array of numbers of 4 or 8 bytes lies.
