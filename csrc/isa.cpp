@@ -31,11 +31,9 @@ namespace {
 
 template <class T>
 constexpr KernelTable<T> make_table() {
-  return {gemm<T, RowMajor<T>, false>,
-          gemm<T, ColumnMajor<T>, false>,
-          gemm<T, RowMajor<T>, true>,
-          gemm<T, RowPointers<T>, false>,
-          gemm<T, ColumnPointers<T>, false>,
+  return {gemm<T, RowsOfA<T>, false>,
+          gemm_at<T>,
+          gemm<T, RowsOfA<T>, true>,
           gemm_dots<T>,
           few_outputs<T>,
           few_outputs_at<T>,

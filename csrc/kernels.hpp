@@ -66,19 +66,19 @@ struct Gemm {
   // The rows of b (of gemm, gemm_at), start and c have room for whole vectors past the last column:
   // what they hold there is read and written.
   bool padded = false;
-  // In gemm_rows and gemm_at_rows, the rows of a (of a transposed, its rows of `depth`) lie at
-  // a_rows[i] + a_offset instead: a shuffled batch needs no copy.
+  // Unless null, the rows of a of gemm and gemm_at (of a transposed, its rows of `depth`) lie at a_rows[i] + a_offset
+  // instead: a shuffled batch needs no copy.
   const T* const* a_rows = nullptr;
   index a_offset = 0;
-  // Of gemm_at_rows, unless zero: the rows of the next such product lie at a_rows[i + a_next] + a_offset, and begin to
+  // Of gemm_at, unless zero: the rows of the next such product lie at a_rows[i + a_next] + a_offset, and begin to
   // arrive.
   index a_next = 0;
-  // Unless null, b of gemm, gemm_rows and gemm_bt is a matrix in panels, from its row panel_row on; so are c and
-  // start of gemm_at and gemm_at_rows. Their strides are not used then.
+  // Unless null, b of gemm and gemm_bt is a matrix in panels, from its row panel_row on; so are c and start of gemm_at.
+  // Their strides are not used then.
   const Panels* panels = nullptr;
   index panel_row = 0;
-  // Instead of all that, c -= rate a b, of a padded product without start: of gemm_at and gemm_at_rows with
-  // depth <= max_depth, of gemm and gemm_rows <= max_row_depth.
+  // Instead of all that, c -= rate a b, of a padded product without start: of gemm_at with depth <= max_depth, of gemm
+  // <= max_row_depth.
   bool descends = false;
   T rate = 0;
 };
@@ -140,8 +140,6 @@ struct KernelTable {
   void (*gemm)(const Gemm<T>&);
   void (*gemm_at)(const Gemm<T>&);
   void (*gemm_bt)(const Gemm<T>&);
-  void (*gemm_rows)(const Gemm<T>&);
-  void (*gemm_at_rows)(const Gemm<T>&);
   // As gemm_bt, without start: every element summed in 64 bytes of lanes by fused multiply-adds, the lanes then folded
   // by halves. Nothing is transposed, so for one row or column of the result, or few.
   void (*gemm_dots)(const Gemm<T>&);

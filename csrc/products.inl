@@ -51,7 +51,7 @@ INLINE bool pays_to_pack(const Gemm<T>& g) {
 template <class T, int V>
 void row_tile(const Gemm<T>& g, const T* a, index n, index columns) {
   constexpr index L = lanes<T>;
-  ColumnsOfB<T> b = columns_of_b<RowMajor<T>>(g, n, 0);
+  ColumnsOfB<T> b = columns_of_b<RowsOfA<T>>(g, n, 0);
   const index last = clamp(columns - n - (V - 1) * L, L);
   const auto whole = [](const T* p, int) { return load<T>(p); };
   const auto part = [&](const T* p, int j) { return j < V - 1 ? load<T>(p) : load_part<T>(p, last); };
@@ -123,14 +123,18 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
      : v == 2 ? Tiles<T, Read, 2>::of
               : Tiles<T, Read, 1>::of)[height - 1]({count, step, depth, read, columns(n), target(n).from(row)});
   };
-  // All blocks, panel by panel; read(block, row) is where a block is read.
-  const auto by_panels = [&](const RowBlocks& blocks, index first_row, auto read) {
-    const index taller = blocks.height + 1, below = blocks.taller * taller;
+  // All blocks, panel by panel; read(block, row) is where a block is read, `apart` from block to block, unless zero: as
+  // far as its rows.
+  const auto by_panels = [&](const RowBlocks& blocks, index first_row, index apart, auto read) {
+    const index height = blocks.height, taller = height + 1, below = blocks.taller * taller;
     for (index n = first; n < end; n += vectors(n) * L) {
-      if (blocks.taller) run(n, blocks.taller, {taller, 0, 0, 0}, taller, first_row, read(0, 0));
+      const Result<T> to = target(n);
+      const auto step = [&](index rows) {
+        return Step{apart ? apart : rows, 0, rows * to.ldc, rows * to.start_stride};
+      };
+      if (blocks.taller) run(n, blocks.taller, step(taller), taller, first_row, read(0, 0));
       if (blocks.count > blocks.taller)
-        run(n, blocks.count - blocks.taller, {blocks.height, 0, 0, 0}, blocks.height, first_row + below,
-            read(blocks.taller, below));
+        run(n, blocks.count - blocks.taller, step(height), height, first_row + below, read(blocks.taller, below));
     }
   };
 
@@ -139,17 +143,16 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
     for (index row = 0; packed && row < rows; row += packed_rows) {
       const RowBlocks blocks = row_blocks<A, widest>(clamp(rows - row, packed_rows), depth);
       pack_columns<T, most>(blocks, rows - row, depth, a.from(row, 0), packed);
-      by_panels(blocks, row, [&](index block, index) {
-        return PackedColumns<T, most>{packed + block * most * depth, most * depth};
-      });
+      by_panels(blocks, row, most * depth,
+                [&](index block, index) { return ColumnMajor<T>{packed + block * most * depth, most}; });
     }
     if (packed) return;
   }
-  if constexpr (std::is_same_v<A, RowMajor<T>>) {
+  if constexpr (!A::transposed) {
     // Of wider results, a tile would write to distant lines of row after row. (Measured on Zen 4.)
     constexpr index most_bytes = widest * VECTOR_BYTES >= 256 ? 4095 : 256;
     const bool is_narrow = (end - first) * index(sizeof(T)) <= most_bytes;
-    const bool is_shallow = depth > 0 && depth <= shallow && rows > tallest<A, 1>;
+    const bool is_shallow = depth > 0 && depth <= shallow && rows > tallest<A, 1> && !a.pointers;
     if (is_narrow && is_shallow && !target(first).descends && !target(first).starts_by_rows()) {
       for (index n = first; n < end; n += vectors(n) * L)
         (vectors(n) == 4   ? Shallow<T, widest>::of
@@ -170,7 +173,7 @@ INLINE void multiply(index rows, index depth, index first, index end, A a, T* pa
   const bool row_by_row = depth < 48 && row_bytes >= 1024 && rows * row_bytes > (depth < 16 ? 16 : 1024) * 1024 &&
                           !target(first).in_panels();
   if (end - first <= W || (!row_by_row && a_bytes <= (panel_bytes <= 32 * 1024 ? 512 : 128) * 1024))
-    return by_panels(blocks, 0, [&](index, index row) { return a.from(row, 0); });
+    return by_panels(blocks, 0, 0, [&](index, index row) { return a.from(row, 0); });
   // Panels of the widest tiles lie at equal distances.
   constexpr index G = widest * L;
   const index equal = (end - first) / G;
@@ -349,8 +352,8 @@ INLINE bool narrow_product(const Gemm<T>& g) {
   if constexpr (TransposedB) {
     if (g.depth > 1 || g.lda > 1 || g.ldb > 1) return false;
     gemm<T, ColumnMajor<T>, false>(g);
-  } else if constexpr (std::is_same_v<A, RowMajor<T>>) {
-    if (g.start_stride) return false;
+  } else if constexpr (!A::transposed) {
+    if (g.start_stride || g.a_rows) return false;
     if (one)
       dots<T>({1, g.rows, g.depth, g.b, g.depth, g.a, g.lda, nullptr, 0, g.c, g.rows, nullptr},
               g.start ? *g.start : T(0));
@@ -383,6 +386,11 @@ void gemm(const Gemm<T>& g) {
     if (g.depth == 1 && !g.start && !g.padded) return outer_product<T, A>(g);
   }
   product<T, A, TransposedB>(g, last_column);
+}
+
+template <class T>
+void gemm_at(const Gemm<T>& g) {
+  (g.a_rows ? gemm<T, ColumnPointers<T>, false> : gemm<T, ColumnMajor<T>, false>)(g);
 }
 
 template <class T>

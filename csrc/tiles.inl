@@ -8,13 +8,18 @@ INLINE index clamp(index x, index most) { return x < 0 ? 0 : x > most ? most : x
 
 // Where element (i, k) of a is, seen from the first row and depth of a block.
 template <class T>
-struct RowMajor {  // i stride + k
+struct RowsOfA {  // i stride + k, or offset + k in pointers[i]
   static constexpr bool transposed = false;
+  const T* const* pointers;  // unless null, there is no data
   const T* data;
-  index stride;
-  INLINE RowMajor of(const Gemm<T>& g) { return {g.a, g.lda}; }
-  RowMajor from(index i, index k) const { return {data + i * stride + k, stride}; }
-  const T* row(index i) const { return data + i * stride; }
+  index stride;  // of pointers: the offset
+  INLINE RowsOfA of(const Gemm<T>& g) {
+    return g.a_rows ? RowsOfA{g.a_rows, nullptr, g.a_offset} : RowsOfA{nullptr, g.a, g.lda};
+  }
+  RowsOfA from(index i, index k) const {
+    return pointers ? RowsOfA{pointers + i, nullptr, stride + k} : RowsOfA{nullptr, data + i * stride + k, stride};
+  }
+  const T* row(index i) const { return pointers ? pointers[i] + stride : data + i * stride; }
 };
 template <class T>
 struct ColumnMajor {  // k stride + i
@@ -24,15 +29,6 @@ struct ColumnMajor {  // k stride + i
   INLINE ColumnMajor of(const Gemm<T>& g) { return {g.a, g.lda}; }
   ColumnMajor from(index i, index k) const { return {data + k * stride + i, stride}; }
   const T* column(index k) const { return data + k * stride; }
-};
-template <class T>
-struct RowPointers {  // k in rows[i]
-  static constexpr bool transposed = false;
-  const T* const* rows;
-  index offset;
-  INLINE RowPointers of(const Gemm<T>& g) { return {g.a_rows, g.a_offset}; }
-  RowPointers from(index i, index k) const { return {rows + i, offset + k}; }
-  const T* row(index i) const { return rows[i] + offset; }
 };
 template <class T>
 struct ColumnPointers {  // i in rows[k]
@@ -47,18 +43,8 @@ struct ColumnPointers {  // i in rows[k]
   __attribute__((always_inline)) void fetch(index k) const { __builtin_prefetch(rows[next + k] + offset); }
 };
 
-// As ColumnMajor, in packed blocks of `stride` rows: the next rows are those of the next block.
-template <class T, int Stride>
-struct PackedColumns {
-  static constexpr bool transposed = true;
-  const T* data;
-  index block;
-  PackedColumns from(index, index) const { return {data + block, block}; }
-  const T* column(index k) const { return data + k * Stride; }
-};
-
 // Vectors of a tile's rows at most, and how many rows it has then: they keep their sums in registers, 32 of them
-// with AVX-512 and on arm64, else 16. As rows, a takes an address each, for which there are other
+// with AVX-512 and on arm64, else 16. As rows, a takes a distance each, for which there are other
 // registers, 16 at most. Below 8 sums they wait for each other, so 10 rows of one vector are better one tile than two.
 // Columns of a take no addresses, but are of little depth, mostly: see row_blocks.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -116,9 +102,10 @@ struct ColumnsOfB {
   index stride, pairs;
 };
 
-// Rows x (Vectors lanes) of a b.
+// Rows x (Vectors lanes) of a b. If a has rows, the first is `row` and the others are so far `apart` from it: one
+// address is raised, not all.
 template <class T, int Rows, int Vectors, class A>
-INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
+INLINE void tile(index depth, A a, const T* row, const index* apart, ColumnsOfB<T> b, const Result<T>& result) {
   constexpr int L = lanes<T>;
   const bool whole = result.last == L;
   const auto read = [&](const T* row, int j) {
@@ -139,10 +126,6 @@ INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
       UNROLL for (int i = 0; i < Rows; i++) sum[i][j] = x;
     }
   }
-  const T* row[Rows] = {};
-  if constexpr (!A::transposed) {
-    UNROLL for (int i = 0; i < Rows; i++) row[i] = a.row(i);
-  }
 #pragma GCC unroll 4
   for (index k = 0; k < depth; k++) {
     Vec<T> panel[Vectors];
@@ -151,7 +134,7 @@ INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
     if constexpr (A::transposed) column = opaque(a.column(k));
     if constexpr (std::is_same_v<A, ColumnPointers<T>>) a.fetch(k);
     UNROLL for (int i = 0; i < Rows; i++) {
-      const T x = A::transposed ? column[i] : row[i][k];
+      const T x = A::transposed ? column[i] : row[apart[i] + k];
       UNROLL for (int j = 0; j < Vectors; j++) sum[i][j] += x * panel[j];
     }
   }
@@ -178,6 +161,13 @@ INLINE void tile(index depth, A a, ColumnsOfB<T> b, const Result<T>& result) {
 // Rows in blocks of nearly equal height: the first `taller` of them have a row more.
 struct RowBlocks {
   index count, height, taller;
+
+  INLINE RowBlocks of(index rows, index count) {
+    if (!count) return {};
+    // Of 32 bits, a division takes many processors a quarter of the time.
+    const index height = rows >> 32 ? rows / count : index(std::uint32_t(rows) / std::uint32_t(count));
+    return {count, height, rows - height * count};
+  }
 };
 
 // Blocks for tiles of so many vectors, as few as may be. But a tile of many sums takes long to begin and to end: of
@@ -187,17 +177,18 @@ struct RowBlocks {
 template <class A, int Vectors>
 INLINE RowBlocks row_blocks(index rows, index depth) {
   constexpr index most = tallest<A, Vectors>, low = 4;
-  index count = (rows + most - 1) / most;
-  if (Vectors > 1 && depth >= 8 && depth < 48) {
-    const index more = rows / low;
-    if (more > count && (rows > 4 * most || rows % count || rows % more == 0)) count = more;
+  const RowBlocks least = RowBlocks::of(rows, (rows + most - 1) / most);
+  if (Vectors > 1 && depth >= 8 && depth < 48 && rows / low > least.count) {
+    const RowBlocks more = RowBlocks::of(rows, rows / low);
+    if (rows > 4 * most || least.taller || !more.taller) return more;
   }
-  return {count, count ? rows / count : 0, count ? rows % count : 0};
+  return least;
 }
 
-// How far the next tile is from one: rows of a, or elements of b, of the result and of what it starts from.
+// How far the next tile is from one: rows of a (of columns, elements), and elements of b, of the result and of what it
+// starts from.
 struct Step {
-  index rows, b, c, start;
+  index a, b, c, start;
 };
 
 // Tiles below or beside one another.
@@ -221,13 +212,29 @@ void row_of_tiles(const RowOfTiles<T, A>& tiles) {
   ColumnsOfB<T> b = tiles.b;
   Result<T> result = tiles.result;
   const bool arrives = result.arrives(depth);
+  const T* row = nullptr;
+  index apart[Rows] = {};
+  const auto find_rows = [&] {
+    if constexpr (!A::transposed) {
+      row = a.row(0);
+      UNROLL for (int i = 0; i < Rows; i++) apart[i] = a.row(i) - row;
+    }
+  };
+  find_rows();
   for (index count = tiles.count; count > 0; count--) {
-    Result<T> next = result.from(step.rows);
+    Result<T> next = result;
     next.c += step.c;
     if (next.start) next.start += step.start;
     if (arrives && count > 1) next.fetch(Rows, Vectors);
-    tile<T, Rows, Vectors>(depth, a, b, result);
-    a = a.from(step.rows, 0);
+    tile<T, Rows, Vectors>(depth, a, row, apart, b, result);
+    if constexpr (A::transposed) {
+      a = a.from(step.a, 0);
+    } else if (!a.pointers) {
+      row += step.a * a.stride;
+    } else if (count > 1) {
+      a = a.from(step.a, 0);
+      find_rows();
+    }
     b.data += step.b;
     result = next;
   }
@@ -244,11 +251,13 @@ struct Tiles<T, A, Vectors, std::integer_sequence<int, Below...>> {
 // Depth up to which b's vectors stay in registers while all rows of a go by.
 constexpr int shallow = 4;
 
-// All rows x (Vectors lanes) of a product of so little depth, from one row of start or zero.
+// All rows x (Vectors lanes) of a product of so little depth, from one row of start or zero. By reference as above.
 template <class T, int Depth, int Vectors>
-void shallow_rows(index rows, RowMajor<T> a, ColumnsOfB<T> b, const Result<T>& result) {
+void shallow_rows(index rows, const RowsOfA<T>& a, const ColumnsOfB<T>& b, const Result<T>& result) {
   constexpr int L = lanes<T>;
   const Result<T> to = result;  // what vectors are stored to could be anything else
+  const T* x_row = a.row(0);
+  const index a_stride = a.stride;
   const index last = to.last;
   Vec<T> panel[Depth][Vectors], start[Vectors];
   UNROLL for (int j = 0; j < Vectors; j++) {
@@ -259,9 +268,9 @@ void shallow_rows(index rows, RowMajor<T> a, ColumnsOfB<T> b, const Result<T>& r
           j < Vectors - 1 || last == L ? load<T>(to.vector(to.start, j)) : load_part<T>(to.vector(to.start, j), last);
   }
   T* c = to.c;
-  for (index row = 0; row < rows; row++, c += to.ldc) {
+  for (index row = 0; row < rows; row++, c += to.ldc, x_row += a_stride) {
     T x[Depth];
-    UNROLL for (int k = 0; k < Depth; k++) x[k] = a.row(row)[k];
+    UNROLL for (int k = 0; k < Depth; k++) x[k] = x_row[k];
     UNROLL for (int j = 0; j < Vectors; j++) {
       Vec<T> sum = start[j];
       UNROLL for (int k = 0; k < Depth; k++) sum += x[k] * panel[k][j];
@@ -278,6 +287,6 @@ template <class T, int Vectors, class = std::make_integer_sequence<int, shallow>
 struct Shallow;
 template <class T, int Vectors, int... Below>
 struct Shallow<T, Vectors, std::integer_sequence<int, Below...>> {
-  static constexpr void (*of[])(index, RowMajor<T>, ColumnsOfB<T>,
+  static constexpr void (*of[])(index, const RowsOfA<T>&, const ColumnsOfB<T>&,
                                 const Result<T>&) = {shallow_rows<T, Below + 1, Vectors>...};
 };

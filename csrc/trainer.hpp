@@ -148,7 +148,7 @@ class Worker {
     const Layer<T>& layer = network_.layers[i];
     Gemm<T> product{rows.count, layer.outputs, high - low, nullptr, 0, p.values.at(layer.weights), 0, nullptr, 0,
                     c,          layer.width,   scratch,    true};
-    const bool by_rows = set_inputs(product, i, rows, low);
+    set_inputs(product, i, rows, low);
     if (layer.transposed) {
       product.b += low;
       product.ldb = layer.panels.width;
@@ -158,7 +158,7 @@ class Worker {
     product.panel_row = low;
     product.descends = add;
     product.rate = -1;
-    (by_rows ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
+    network_.kernels->gemm(product);
   }
 
   // The activations of layer i from such sums, each a term, or added up first with that of the next part.
@@ -224,13 +224,13 @@ class Worker {
                     layer.stride,
                     scratch,
                     true};
-    const bool by_rows = set_inputs(product, i, rows, 0);
+    set_inputs(product, i, rows, 0);
     if (layer.transposed) {
       product.ldb = layer.panels.width;
       network_.kernels->few_outputs(product);
     } else {
       product.panels = &panels;
-      (by_rows ? network_.kernels->gemm_rows : network_.kernels->gemm)(product);
+      network_.kernels->gemm(product);
     }
   }
 
@@ -400,7 +400,7 @@ class Worker {
       product.b = deltas + (first - block.first);
       product.c = gradient;
       product.panels = &panels;
-      multiply_transposed(product);
+      network_.kernels->gemm_at(product);
       for (index panel = 0; panel < panels.count(); panel++)
         p.update(batch.rule, batch.numbers, layer.weights + layer.panels.begin(first / panel_width + panel, block.low),
                  rows * panels.width_of(panel), gradient + panels.begin(panel, 0));
@@ -421,7 +421,7 @@ class Worker {
     product.panel_row = block.low;
     product.descends = rate != nullptr;
     product.rate = rate ? T(*rate) : T(0);
-    multiply_transposed(product);
+    network_.kernels->gemm_at(product);
   }
 
   // What a block of inputs^T deltas of layer i is computed from; where it goes is left open.
@@ -442,10 +442,6 @@ class Worker {
                     true};
     set_inputs(product, i, rows, block.low);
     return product;
-  }
-
-  void multiply_transposed(const Gemm<T>& product) const {
-    (product.a_rows ? network_.kernels->gemm_at_rows : network_.kernels->gemm_at)(product);
   }
 
   void transposed_weight_product(size_t i, Block block, Rows rows, const T* start, T* c, const double* rate) {
@@ -497,20 +493,19 @@ class Worker {
     for (index r = 0; r < rows; r++) f(1, columns, r * stride);
   }
 
-  // The inputs of layer i from number `low` on: the outputs of the layer below, or the samples. Whether as a_rows.
-  bool set_inputs(Gemm<T>& product, size_t i, Rows rows, index low) const {
+  // The inputs of layer i from number `low` on: the outputs of the layer below, or the samples.
+  void set_inputs(Gemm<T>& product, size_t i, Rows rows, index low) const {
     if (!i && samples_.order && !copies_) {
       product.a_rows = x_rows_ + rows.at;
       product.a_next = next_;
       product.a_offset = low;
-      return true;
+      return;
     }
     product.lda = i ? network_.layers[i - 1].stride : network_.layers[0].inputs;
     if (i)
       product.a = a_[i - 1] + rows.at * product.lda + low;
     else
       product.a = (samples_.order ? x_ + rows.at * product.lda : samples_.x + rows.first * product.lda) + low;
-    return false;
   }
 
   const Network<T>& network_;

@@ -148,6 +148,13 @@ class SGD:
         return numbers
 
 
+def _correction(beta: float, steps: Array) -> Array:
+    """1 - beta**steps, where late steps take no longer: a power that underflows takes 25 times as long."""
+    # From 2**-54 down, no power changes 1.
+    last = math.ceil(-54 / math.log2(beta)) if beta else 1
+    return 1 - beta ** np.minimum(steps, last)
+
+
 @dataclass(frozen=True)
 class Adam:
     """Adam: steps scaled by running moments of the gradient.
@@ -186,10 +193,9 @@ class Adam:
 
     def numbers(self, first: int, count: int) -> Array:
         steps = np.arange(first, first + count, dtype=np.float64)
-        decay1, decay2 = self.beta1**steps, self.beta2**steps
-        root = np.sqrt(1 - decay2)
+        root = np.sqrt(_correction(self.beta2, steps))
         numbers = np.empty((count, 4))
-        numbers[:, 0] = self.learning_rate * root / (1 - decay1)
+        numbers[:, 0] = self.learning_rate * root / _correction(self.beta1, steps)
         numbers[:, 1] = self.epsilon * root
         numbers[:, 2:] = 1 - self.beta1, 1 - self.beta2
         return numbers

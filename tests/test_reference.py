@@ -128,3 +128,14 @@ def test_the_matched_delta_is_the_chain_rule(loss):
     y = rng.uniform(0.1, 0.9, (5, 4))
     y /= y.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(f.delta(loss.gradient(a, y), a), a - y, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.9, 0.999, 1 - 2.0**-30])
+def test_corrections_of_late_steps_are_those_of_the_formula(beta):
+    """Adam cuts steps off where a power no longer changes 1: no bit may differ."""
+    adam = pf.Adam(0.5, beta1=beta, beta2=beta, epsilon=2.0)
+    for first in (1, 300, 30_000, 800_000):
+        correction = 1 - beta ** np.arange(first, first + 5000, dtype=np.float64)
+        root = np.sqrt(correction)
+        expected = np.column_stack([0.5 * root / correction, 2 * root])
+        np.testing.assert_array_equal(adam.numbers(first, 5000)[:, :2], expected)
