@@ -153,9 +153,9 @@ struct KernelTable {
   void (*transpose)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
   // `columns` of each row to rows with room for whole vectors, which is filled with zeros.
   void (*spread)(index rows, index columns, const T* from, index from_stride, T* to, index to_stride);
-  // Rows order[i] of `from` (any, columns) to rows i < count. Those that come next are fetched ahead: the order goes on
-  // until `reach` >= count.
-  void (*gather)(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
+  // Rows order[i] of `from` (rows, columns) to rows i < count. Those that come next are fetched ahead: the order goes
+  // on until `reach` >= count.
+  void (*gather)(index count, index rows, index columns, const T* from, const std::int64_t* order, index reach, T* to,
                  index to_stride);
   index lanes;
   // sums (columns) += the rows of x.

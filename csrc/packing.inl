@@ -158,43 +158,57 @@ INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a
   }
 }
 
-// Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead; of rows shorter
-// than a vector, only the first line.
+// A row's ends, of one shorter than a vector its beginning, to the first-level cache (3) or the second (2).
+template <class T, int Level>
+INLINE void fetch_row(const T* row, index columns) {
+  __builtin_prefetch(row, 0, Level);
+  if (columns >= lanes<T>) __builtin_prefetch(row + columns - 1, 0, Level);
+}
+
+// Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead: from memory to the
+// second-level cache, which waits for more lines at a time than the first, and from there to that. (Measured on Zen 4:
+// rows of 96 bytes of 200 MB take 6 instead of 18 ns.)
 template <class T, class F>
-INLINE void gather_rows(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
-                        index to_stride, F copy) {
-  constexpr index ahead = 16;
-  const index fetching = clamp(reach - ahead, count);
+INLINE void gather_rows(index count, index rows, index columns, const T* from, const std::int64_t* order, index reach,
+                        T* to, index to_stride, F copy) {
+  constexpr index far = 64, near = 8;
   index i = 0;
-  for (; i < fetching; i++, to += to_stride) {
-    const T* const next = from + order[i + ahead] * columns;
-    __builtin_prefetch(next);
-    if (columns >= lanes<T>) __builtin_prefetch(next + columns - 1);
-    copy(to, from + order[i] * columns);
-  }
-  for (; i < count; i++, to += to_stride) copy(to, from + order[i] * columns);
+  const auto go_on = [&](index end, auto fetches_far, auto fetches_near) {
+    for (; i < end; i++, to += to_stride) {
+      if constexpr (fetches_far.value) fetch_row<T, 2>(from + order[i + far] * columns, columns);
+      if constexpr (fetches_near.value) fetch_row<T, 3>(from + order[i + near] * columns, columns);
+      copy(to, from + order[i] * columns);
+    }
+  };
+  constexpr std::true_type yes;
+  constexpr std::false_type no;
+  constexpr index much = (index(4) << 20) / index(sizeof(T));  // the second-level cache holds less
+  if (rows * columns > much) go_on(clamp(reach - far, count), yes, yes);
+  go_on(clamp(reach - near, count), no, yes);
+  go_on(count, no, no);
 }
 
 template <class T, int... Below>
-INLINE void gather(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to,
+INLINE void gather(index count, index rows, index columns, const T* from, const std::int64_t* order, index reach, T* to,
                    index to_stride, std::integer_sequence<int, Below...>) {
   constexpr index L = lanes<T>;
   // Of a few columns: a copy of a size that the compiler knows is a move or two.
   const auto gather_few = [&](auto size) {
     if (columns == size.value)
-      gather_rows(count, columns, from, order, reach, to, to_stride,
+      gather_rows(count, rows, columns, from, order, reach, to, to_stride,
                   [&](T* to_row, const T* row) { __builtin_memcpy(to_row, row, size.value * sizeof(T)); });
   };
   if (columns < L) return (gather_few(std::integral_constant<int, Below + 1>{}), ...);
   // Vectors from the first column on, one to the last column.
   const index last = columns - L;
-  gather_rows(count, columns, from, order, reach, to, to_stride, [&](T* to_row, const T* row) {
+  gather_rows(count, rows, columns, from, order, reach, to, to_stride, [&](T* to_row, const T* row) {
     for (index j = 0; j < last; j += L) store<T>(to_row + j, load<T>(row + j));
     store<T>(to_row + last, load<T>(row + last));
   });
 }
 
 template <class T>
-void gather(index count, index columns, const T* from, const std::int64_t* order, index reach, T* to, index to_stride) {
-  gather(count, columns, from, order, reach, to, to_stride, std::make_integer_sequence<int, lanes<T> - 1>{});
+void gather(index count, index rows, index columns, const T* from, const std::int64_t* order, index reach, T* to,
+            index to_stride) {
+  gather(count, rows, columns, from, order, reach, to, to_stride, std::make_integer_sequence<int, lanes<T> - 1>{});
 }

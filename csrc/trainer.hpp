@@ -53,6 +53,16 @@ struct Parameters {
   }
 };
 
+// Numbers order[i] of `from` to i < count. Those that come next begin to arrive: the order goes on until `reach`.
+template <class U>
+inline void gather_numbers(index count, const U* from, const std::int64_t* order, index reach, U* to) {
+  constexpr index ahead = 64;
+  for (index i = 0; i < count; i++) {
+    __builtin_prefetch(from + order[std::min(i + ahead, reach - 1)], 0, 2);
+    to[i] = from[order[i]];
+  }
+}
+
 // Rows [at, at + count) of a worker, for samples [first, first + count) of the order.
 struct Rows {
   index at, first, count;
@@ -125,7 +135,8 @@ class Worker {
     const std::int64_t* const from = samples_.order + rows.first;
     const index left = samples_.count - rows.first;
     if (copies_) {
-      network_.kernels->gather(rows.count, inputs, samples_.x, from, left, x_ + rows.at * inputs, inputs);
+      network_.kernels->gather(rows.count, samples_.count, inputs, samples_.x, from, left, x_ + rows.at * inputs,
+                               inputs);
     } else {
       const auto row = [&](index r) { return samples_.x + from[std::min(r, left - 1)] * inputs; };
       for (index r = 0; r < rows.count; r++) x_rows_[rows.at + r] = row(r);
@@ -133,13 +144,12 @@ class Worker {
     }
     if (samples_.y) {
       const index stride = network_.layers.back().stride;
-      network_.kernels->gather(rows.count, outputs, samples_.y, from, left, y_ + rows.at * stride, stride);
+      network_.kernels->gather(rows.count, samples_.count, outputs, samples_.y, from, left, y_ + rows.at * stride,
+                               stride);
     } else {
-      for (index r = 0; r < rows.count; r++) labels_[rows.at + r] = samples_.labels[from[r]];
+      gather_numbers(rows.count, samples_.labels, from, left, labels_ + rows.at);
     }
-    if (samples_.weight) {
-      for (index r = 0; r < rows.count; r++) weight_[rows.at + r] = samples_.weight[from[r]];
-    }
+    if (samples_.weight) gather_numbers(rows.count, samples_.weight, from, left, weight_ + rows.at);
   }
 
   // The sums of layer i over inputs [low, high), without bias, to c (rows, width), or added, summed up, to what is
