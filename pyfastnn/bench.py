@@ -88,6 +88,7 @@ _LIST = (
     Workload("expm", (4, 32, 16, 4), "tanh", "identity", "mse", _ADAM, 10_000, 10_000, epochs=10),
     Workload("online", (8, 16, 2), "tanh", "identity", "mse", SGD(0.01), 32, 32),  # a step a call
     Workload("tiny", (24, 8, 2), "tanh", "identity", "mse", _ADAM, 200, 20_000),
+    Workload("wine", (13, 20, 3), "relu", "softmax", "cross_entropy", _ADAM, 32, 6_400),
     Workload("control", (64, 64, 64, 4), "tanh", "identity", "mse", _ADAM, 32, 6_400),
     Workload("nielsen", (784, 30, 10), "sigmoid", "sigmoid", "quadratic", _SGD, 10, 5_000),
     Workload("essay", (784, 16, 16, 10), "sigmoid", "sigmoid", "quadratic", _SGD, 10, 5_000),
