@@ -108,8 +108,8 @@ template <class T, int Rows, int Vectors, class A>
 INLINE void tile(index depth, A a, const T* row, const index* apart, ColumnsOfB<T> b, const Result<T>& result) {
   constexpr int L = lanes<T>;
   const bool whole = result.last == L;
-  const auto read = [&](const T* row, int j) {
-    const T* const at = result.vector(row, j);
+  const auto read = [&](const T* start, int j) {
+    const T* const at = result.vector(start, j);
     return whole || j < Vectors - 1 ? load<T>(at) : load_part<T>(at, result.last);
   };
   Vec<T> sum[Rows][Vectors];
