@@ -144,8 +144,8 @@ struct KernelTable {
   // by halves. Nothing is transposed, so for one row or column of the result, or few.
   void (*gemm_dots)(const Gemm<T>&);
   // With at most most_transposed outputs. The first: c (rows, outputs) = start + a b^T, b (outputs, depth), start one
-  // row, summed in 64 bytes of lanes as by gemm_dots. The second, padded: as gemm_at, c (outputs, columns), without
-  // panels; even and odd steps of depth are summed apart, and added.
+  // row, summed in 64 bytes of lanes as by gemm_dots. The second: as gemm_at, c (outputs, columns) with room for whole
+  // vectors, b too if padded, without panels; even and odd steps of depth are summed apart, and added.
   void (*few_outputs)(const Gemm<T>&);
   void (*few_outputs_at)(const Gemm<T>&);
   // to (columns, rows) = from (rows, columns) transposed; the rows of `to` have room for whole vectors,

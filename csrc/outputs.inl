@@ -112,8 +112,9 @@ void few_outputs(const Gemm<T>& g) {
   by_outputs[g.columns - 1](g);
 }
 
-// Rows x Vectors of c = start + a^T b, in twice as many sums: else they would wait for each other.
-template <class T, int Rows, int Vectors>
+// Rows x Vectors of c = start + a^T b, in twice as many sums: else they would wait for each other. Unless Whole, the
+// last vector reaches past the columns of b.
+template <class T, int Rows, int Vectors, bool Whole>
 INLINE void outputs_tile(const Gemm<T>& g, index row, index n) {
   constexpr int L = lanes<T>;
   Vec<T> sum[2][Rows][Vectors] = {};
@@ -125,7 +126,11 @@ INLINE void outputs_tile(const Gemm<T>& g, index row, index n) {
   const T *a = g.a + row, *b = g.b + n;
   const auto add = [&](auto& to) {
     UNROLL for (int i = 0; i < Rows; i++) {
-      UNROLL for (int j = 0; j < Vectors; j++) to[i][j] += a[i] * load<T>(b + j * L);
+      UNROLL for (int j = 0; j < Vectors; j++) {
+        const T* const at = b + j * L;
+        const index left = g.columns - n - j * L;
+        to[i][j] += a[i] * (Whole || left >= L ? load<T>(at) : load_part<T>(at, left));
+      }
     }
     a += g.lda;
     b += g.ldb;
@@ -148,23 +153,28 @@ INLINE void outputs_tile(const Gemm<T>& g, index row, index n) {
   }
 }
 
-template <class T, int Rows>
+template <class T, int Rows, bool Whole>
 INLINE void outputs_tiles(const Gemm<T>& g, index row) {
   constexpr index L = lanes<T>;
   for (index n = 0; n < g.columns; n += 2 * L) {
     if (n + L < g.columns)
-      outputs_tile<T, Rows, 2>(g, row, n);
+      outputs_tile<T, Rows, 2, Whole>(g, row, n);
     else
-      outputs_tile<T, Rows, 1>(g, row, n);
+      outputs_tile<T, Rows, 1, Whole>(g, row, n);
   }
+}
+
+template <class T, bool Whole>
+void few_outputs_at_of(const Gemm<T>& g) {
+  index row = 0;
+  if constexpr (widest == 4) {  // registers for the sums of four rows
+    for (; row + 4 <= g.rows; row += 4) outputs_tiles<T, 4, Whole>(g, row);
+  }
+  for (; row + 2 <= g.rows; row += 2) outputs_tiles<T, 2, Whole>(g, row);
+  if (row < g.rows) outputs_tiles<T, 1, Whole>(g, row);
 }
 
 template <class T>
 void few_outputs_at(const Gemm<T>& g) {
-  index row = 0;
-  if constexpr (widest == 4) {  // registers for the sums of four rows
-    for (; row + 4 <= g.rows; row += 4) outputs_tiles<T, 4>(g, row);
-  }
-  for (; row + 2 <= g.rows; row += 2) outputs_tiles<T, 2>(g, row);
-  if (row < g.rows) outputs_tiles<T, 1>(g, row);
+  (g.padded || g.columns % lanes<T> == 0 ? few_outputs_at_of<T, true> : few_outputs_at_of<T, false>)(g);
 }

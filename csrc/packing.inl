@@ -158,11 +158,15 @@ INLINE void pack_columns(const RowBlocks& blocks, index inside, index depth, A a
   }
 }
 
-// A row's ends, of one shorter than a vector its beginning, to the first-level cache (3) or the second (2).
+// A row's ends, of one shorter than a vector its beginning, to the first-level cache (3) or the second (2). And what is
+// between, unless that is so long that the processor follows it.
 template <class T, int Level>
 INLINE void fetch_row(const T* row, index columns) {
+  constexpr index line = 64 / sizeof(T), longest = 16 * line;
   __builtin_prefetch(row, 0, Level);
   if (columns >= lanes<T>) __builtin_prefetch(row + columns - 1, 0, Level);
+  if (columns > longest) return;
+  for (index j = line; j < columns - line; j += line) __builtin_prefetch(row + j, 0, Level);
 }
 
 // Rows order[i] of `from`, copied by copy(to, row). Those that come next are fetched ahead: from memory to the

@@ -9,10 +9,13 @@ namespace {
 
 index round_up(index size, index unit) { return (size + unit - 1) / unit * unit; }
 
-// Whether the weights of layer i are transposed. From eight inputs on, vectors along them are filled; the first layer's
-// inputs are not padded. The same for every instruction set, since sums take another order then.
+// Whether the weights of layer i are transposed. From eight inputs on, vectors along them are filled. A first layer's
+// inputs are not padded, and of shuffled samples have to be copied: only if it is all there is, and does not copy much.
+// The same for every instruction set, since sums take another order then.
 bool is_transposed(const std::vector<index>& sizes, size_t i) {
-  return i > 0 && sizes[i] >= 8 && sizes[i + 1] <= most_transposed;
+  constexpr index most_copied = 256;
+  const bool suits = i > 0 || (sizes.size() == 2 && sizes[0] <= most_copied);
+  return suits && sizes[i] >= 8 && sizes[i + 1] <= most_transposed;
 }
 
 // Vectors that the products of a step take for each row of the batch: forward, gradients, deltas.

@@ -103,7 +103,7 @@ class Worker {
   Worker(const Network<T>& network, index rows, Gathered gathered, Arena& arena, bool transposing = false)
       : network_(network),
         rows_(rows),
-        copies_(network.layers.front().inputs * index(sizeof(T)) <= 128),
+        copies_(network.layers.front().inputs * index(sizeof(T)) <= 128 || network.layers.front().transposed),
         x_(arena.take<T>(copies_ && gathered.any() ? rows * network.layers.front().inputs : 0)),
         next_(rows * network.layers.front().inputs * index(sizeof(T)) <= 256 * 1024 ? rows : 0),
         x_rows_(arena.take<const T*>(!copies_ && gathered.any() ? rows + next_ : 0)) {
@@ -455,21 +455,22 @@ class Worker {
   }
 
   void transposed_weight_product(size_t i, Block block, Rows rows, const T* start, T* c, const double* rate) {
-    const Layer<T>&layer = network_.layers[i], &below = network_.layers[i - 1];
+    const Layer<T>& layer = network_.layers[i];
+    const Matrix inputs = inputs_of(i, rows, block.first);
     const index width = layer.panels.width, begin = block.low * width + block.first;
     Gemm<T> product{block.high - block.low,
                     std::min(block.end, layer.inputs) - block.first,
                     rows.count,
                     d_[i] + rows.at * layer.stride + block.low,
                     layer.stride,
-                    a_[i - 1] + rows.at * below.stride + block.first,
-                    below.stride,
+                    inputs.data,
+                    inputs.stride,
                     start ? start + begin : nullptr,
                     width,
                     c + begin,
                     width,
                     nullptr,
-                    true};
+                    i > 0};
     product.descends = rate != nullptr;
     product.rate = rate ? T(*rate) : T(0);
     network_.kernels->few_outputs_at(product);
@@ -503,7 +504,18 @@ class Worker {
     for (index r = 0; r < rows; r++) f(1, columns, r * stride);
   }
 
-  // The inputs of layer i from number `low` on: the outputs of the layer below, or the samples.
+  struct Matrix {
+    const T* data;
+    index stride;
+  };
+
+  // The inputs of layer i from number `low` on, unless they are samples behind pointers: the outputs of the layer
+  // below, or the samples.
+  Matrix inputs_of(size_t i, Rows rows, index low) const {
+    const index stride = i ? network_.layers[i - 1].stride : network_.layers[0].inputs;
+    if (i) return {a_[i - 1] + rows.at * stride + low, stride};
+    return {(samples_.order ? x_ + rows.at * stride : samples_.x + rows.first * stride) + low, stride};
+  }
   void set_inputs(Gemm<T>& product, size_t i, Rows rows, index low) const {
     if (!i && samples_.order && !copies_) {
       product.a_rows = x_rows_ + rows.at;
@@ -511,11 +523,9 @@ class Worker {
       product.a_offset = low;
       return;
     }
-    product.lda = i ? network_.layers[i - 1].stride : network_.layers[0].inputs;
-    if (i)
-      product.a = a_[i - 1] + rows.at * product.lda + low;
-    else
-      product.a = (samples_.order ? x_ + rows.at * product.lda : samples_.x + rows.first * product.lda) + low;
+    const Matrix inputs = inputs_of(i, rows, low);
+    product.a = inputs.data;
+    product.lda = inputs.stride;
   }
 
   const Network<T>& network_;
